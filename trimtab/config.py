@@ -1,0 +1,215 @@
+"""One flat configuration: a YAML file or flags with the same names. Every option has an effect, or the run is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trimtab.errors import ConfigError, nearest
+from trimtab.objectives import Objective, objective_class
+
+
+class RunConfig(BaseModel):
+    """Options of a run that do not belong to the method. The method's own are in :attr:`options`."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    data: str = Field(description="feedback file, or hub:org/name")
+    method: str = Field("dpo", description="see `trimtab methods`")
+    model: str = Field("smollm2", description="folder, hub name, or smollm2 (SmolLM2-135M-Instruct from PyPI)")
+    output: str | None = Field(None, description="run folder (default: runs/METHOD-DATA-N)")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+
+    shape: str = Field("auto", description="layout of the file, where detection is not wanted")
+    columns: dict[str, str] | None = Field(None, description="rename columns: {theirs: ours}")
+    labels: dict[str, str] | None = Field(
+        None, description='meaning of label codes, e.g. {"0": "tie", "1": "chosen_first"}'
+    )
+    split: str | None = Field(None, description="split of a hub data set")
+    bad_rows: Literal["drop", "refuse"] = Field(
+        "drop", description="count and leave out bad rows, or stop at the first"
+    )
+    limit: int | None = Field(None, ge=1, description="read at most this many rows")
+    convert: str | None = Field(
+        None, description="kind of feedback to convert to: comparison, thumb, demonstration, ranking"
+    )
+    tie_threshold: float | None = Field(None, ge=0, description="scores closer than this are a tie, when converting")
+    score_threshold: float | None = Field(None, description="scores above this are thumbs up, when converting")
+    ties: Literal["drop", "split"] | None = Field(None, description="what a method without ties does with them")
+    holdout: float = Field(0.1, ge=0, lt=1, description="share of prompts kept out of training for evaluation")
+
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="apply the chat template, or train bare text"
+    )
+    chat_template: str | None = Field(None, description="file with a Jinja chat template")
+    eos: Literal["template", "append"] = Field("template", description="who ends an answer")
+    max_length: int = Field(1024, ge=16, description="tokens of prompt and completion together")
+    truncation: Literal["drop", "prompt", "completion"] = Field("drop", description="what happens to longer rows")
+    max_truncated: float = Field(
+        0.1, ge=0, le=1, description="share of rows that may be too long before the run is refused"
+    )
+
+    finetune: Literal["lora", "full"] = Field("lora", description="train an adapter or all weights")
+    lora_rank: int = Field(16, ge=1, description="rank of the adapter")
+    lora_alpha: int = Field(32, ge=1, description="scale of the adapter")
+    lora_targets: str = Field("all-linear", description="modules that get an adapter, separated by commas")
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    max_steps: int = Field(-1, ge=-1, description="optimiser steps; overrides epochs where positive")
+    batch_size: int = Field(16, ge=1, description="examples per optimiser step, over all processes")
+    token_budget: int = Field(4096, ge=1, description="tokens per forward pass: memory only, no number depends on it")
+    learning_rate: float | None = Field(None, gt=0, description="default: 1e-4 for lora, 1e-5 for full")
+    schedule: str = Field("linear", description="learning-rate schedule of transformers")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0 for none")
+    optimizer: str = Field("adamw_torch", description="optimizer of transformers")
+
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field("auto", description="of matrix products")
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        "auto", description="how completions lie in the input"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
+    reference: Literal["auto", "adapter", "copy", "cache"] = Field(
+        "auto", description="where reference log-probs come from"
+    )
+    cache: str | None = Field(None, description="folder of the reference cache (default: in trimtab's home)")
+
+    log_every: int = Field(1, ge=1, description="steps between logged lines")
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between held-out evaluations (default: start and end)"
+    )
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: none until the end)")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+    resume: bool = Field(False, description="go on from the run folder's last complete checkpoint")
+    report_to: str = Field("none", description="tracker of transformers: trackio, tensorboard, wandb")
+    samples: int = Field(8, ge=0, description="held-out prompts answered before and after, for the report and the KL")
+    sample_tokens: int = Field(96, ge=1, description="longest sampled answer")
+
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's hyperparameters")
+
+    def objective(self) -> Objective:
+        """The method with its hyperparameters; :class:`ConfigError` where one is out of range."""
+        return objective_class(self.method)(**self.options)
+
+    def flat(self) -> dict[str, Any]:
+        """The resolved configuration as one flat dictionary: what is saved with the run."""
+        return {**self.model_dump(exclude={"options"}), **dataclasses.asdict(self.objective())}
+
+
+def run_options() -> list[str]:
+    """Names of all options that are not the method's own."""
+    return [k for k in RunConfig.model_fields if k != "options"]
+
+
+def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
+    """A checked configuration from flags, on top of a YAML file where one is named.
+
+    Raises:
+        ConfigError: an option is unknown (with the nearest name), has the wrong type, or no effect for this method.
+    """
+    merged = {**(load_yaml(file) if file else {}), **values}
+    cls = objective_class(str(merged.get("method", RunConfig.model_fields["method"].default)))
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    options: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
+    for key, value in merged.items():
+        if key in fields:
+            options[key] = _typed(cls, fields[key], value)
+        elif key in run_options():
+            ours[key] = value
+        else:
+            raise ConfigError(_unknown(key, cls, [*fields, *run_options()]))
+    try:
+        config = RunConfig(**ours, options=options)
+    except ValidationError as e:
+        raise ConfigError(_readable(e)) from e
+    config.objective()
+    _refuse_without_effect(config, cls, set(ours))
+    return config
+
+
+def load_yaml(file: str) -> dict[str, Any]:
+    """A flat YAML mapping."""
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"{file} is not a file. Pass --config FILE.yaml, or leave it out.")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{file} is not YAML: {e}") from e
+    if not isinstance(found, dict) or any(
+        isinstance(v, dict) for k, v in found.items() if k not in ("columns", "labels")
+    ):
+        raise ConfigError(f"{file}: expected a flat list of `option: value`, found {type(found).__name__}.")
+    return found
+
+
+def _unknown(key: str, cls: type[Objective], known: list[str]) -> str:
+    from trimtab.objectives import methods
+
+    owners = [m for m, c in methods().items() if key in {f.name for f in dataclasses.fields(c)}]
+    if owners:
+        return (
+            f'The option "{key}" has no effect for method {cls.name()}; it belongs to {", ".join(owners)}. '
+            "Remove it, or choose one of those methods."
+        )
+    return f'There is no option "{key}".{nearest(key, known)} See `trimtab train --help` and `trimtab methods {cls.name()}`.'
+
+
+def _typed(cls: type[Objective], field: dataclasses.Field[Any], value: Any) -> Any:
+    """A hyperparameter given as text becomes what the dataclass says it is."""
+    kind = type(field.default)
+    try:
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        return kind(value)
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f'{cls.name()}: {field.name} is "{value}"; expected a {kind.__name__}.') from None
+
+
+def _readable(e: ValidationError) -> str:
+    lines = []
+    for error in e.errors():
+        name = ".".join(str(p) for p in error["loc"])
+        found = "" if error["type"] == "missing" else f', found "{error["input"]}"'
+        lines.append(f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{found}.")
+    return " ".join(lines)
+
+
+def _refuse_without_effect(config: RunConfig, cls: type[Objective], given: set[str]) -> None:
+    """Options that this run would silently ignore."""
+
+    def refuse(name: str, why: str) -> None:
+        raise ConfigError(f'The option "{name}" has no effect here: {why}. Remove it.')
+
+    if "reference" not in cls.needs:
+        for name in given & {"reference", "cache"}:
+            refuse(name, f"{cls.name()} has no reference model")
+    if config.finetune == "full":
+        for name in sorted(given & {"lora_rank", "lora_alpha", "lora_targets"}):
+            refuse(name, "finetune is full")
+        if config.reference == "adapter":
+            raise ConfigError("reference: adapter needs finetune: lora; with full use copy or cache.")
+    if config.ties and cls.ties:
+        refuse("ties", f"{cls.name()} learns from ties itself")
+    if config.samples == 0 and "sample_tokens" in given:
+        refuse("sample_tokens", "samples is 0")
+    if config.holdout == 0 and "eval_every" in given:
+        refuse("eval_every", "holdout is 0: there is nothing to evaluate on")
+    if config.max_steps > 0 and "epochs" in given:
+        refuse("epochs", "max_steps decides")
+    if config.cache and config.reference not in ("cache", "auto"):
+        refuse("cache", f"reference is {config.reference}")
+    if config.convert is None:
+        for name in sorted(given & {"tie_threshold", "score_threshold"}):
+            refuse(name, "nothing is converted (set convert)")
+    if "mismatched" in cls.needs and config.batch_size < 2:
+        raise ConfigError(
+            f"{cls.name()} compares each answer with another row's in the batch: batch_size must be at least 2, better 8 "
+            f"or more; it is {config.batch_size}."
+        )

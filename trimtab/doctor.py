@@ -1,0 +1,47 @@
+"""What this machine does with this model and this file: one real optimiser step, and only what was seen is claimed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trimtab import run
+from trimtab.config import resolve
+from trimtab.demo.run import demo_data
+from trimtab.report.folder import read_folder
+
+
+def examine(flags: dict[str, Any], console: Console) -> None:
+    """Run every stage on a few rows with one optimiser step, in a folder that is thrown away, and print the figures."""
+    console.print("  ".join(f"{k} {v}" for k, v in run.versions().items()))
+    console.print(f"{run.machine()}", markup=False)
+    console.print(f"matrix products: {_rate(torch.float32):.2f} TFLOP/s float32, {_rate(torch.bfloat16):.2f} bfloat16")
+    defaults = {"max_steps": 1, "samples": 0, "batch_size": 4, "limit": 64}
+    values = {**defaults, **(demo_data(flags.get("method", "dpo")) if "data" not in flags else {}), **flags}
+    with tempfile.TemporaryDirectory() as temporary:
+        started = time.perf_counter()
+        folder = run.train(resolve({**values, "output": str(Path(temporary) / "run")}), console=console)
+        card = read_folder(folder).card
+        for check in card["checks"]:
+            console.print(f"ok: {check['name']}: {check['detail']}", markup=False)
+        peak = card["engine"]["peak_memory_gb"]
+        console.print(f"one optimiser step ran; {time.perf_counter() - started:.0f} s in all, peak memory {peak} GB")
+
+
+def _rate(dtype: torch.dtype, n: int = 1024, repeats: int = 8) -> float:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        c = a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    del c
+    return float(2 * n**3 / best / 1e12)

@@ -1,0 +1,1 @@
+"""What someone said about which completion: records, readers, conversions."""

@@ -1,0 +1,92 @@
+"""Attention over a packed row of groups, registered with transformers under the name ``trimtab``.
+
+No mask function is registered beside it, so transformers builds no mask: the blocks of the layout, passed through the
+model as a keyword argument, say who may attend to whom. Each group is one small scaled-dot-product attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from trimtab.logprobs.layout import Block
+
+NAME = "trimtab"
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    trimtab_blocks: list[Block] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query [1, heads, T, D], key and value [1, kv heads, T, D] -> ([1, T, heads, D], None).
+
+    ``sliding_window``, ``softcap`` (Gemma 2) and ``s_aux`` (attention sinks of gpt-oss) arrive from the models that
+    have them.
+    """
+    if trimtab_blocks is None:
+        raise RuntimeError("the trimtab attention needs a layout; generation must run under plain_attention(model)")
+    pieces = []
+    for block in trimtab_blocks:
+        here = slice(block.start, block.stop)
+        q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]
+        window = sliding_window if sliding_window and sliding_window < block.stop - block.start else 0
+        if softcap or s_aux is not None:
+            piece = _spelled_out(q, k, v, block.mask(q.device, window), scaling, dropout, softcap, s_aux)
+        else:
+            causal = block.causal and not window
+            piece = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if causal else block.mask(q.device, window),
+                is_causal=causal,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        pieces.append(piece)
+    out = torch.cat(pieces, dim=2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _spelled_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention in plain operations, for what the fused kernel cannot do."""
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        # a sink takes probability and gives no value
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)], -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    weights = torch.nn.functional.dropout(weights, dropout)
+    return weights[..., : v.shape[2]] @ v
+
+
+AttentionInterface.register(NAME, grouped_attention)

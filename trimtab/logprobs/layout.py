@@ -1,0 +1,145 @@
+"""How groups of (prompt, completions) lie in the model's input: one prompt for all its completions, no padding.
+
+Three layouts give the same log-probabilities:
+
+    shared   prompt1 a1 b1 prompt2 a2 b2     one row; the prompt is encoded once for all its completions
+    packed   prompt1 a1 prompt1 b1 ...       one row; each completion has its own copy of the prompt
+    padded   one row per completion, padded at the right; works for every model
+
+``shared`` and ``packed`` need our attention function, which keeps groups and completions apart; ``padded`` needs
+nothing and is the oracle for the other two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trimtab.tokens.batch import Example
+
+Mode = Literal["shared", "packed", "padded"]
+
+
+@dataclass
+class Block:
+    """Tokens that may attend to each other: a prompt and the completions that continue it.
+
+    Attributes:
+        start, stop: where it lies in the packed row.
+        prompt: number of prompt tokens; completions follow, ``lengths`` tokens each.
+    """
+
+    start: int
+    prompt: int
+    lengths: list[int]
+    masks: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.prompt + sum(self.lengths)
+
+    @property
+    def causal(self) -> bool:
+        """A single completion needs no mask but the causal one."""
+        return sum(n > 0 for n in self.lengths) <= 1
+
+    def mask(self, device: torch.device, window: int = 0) -> Tensor:
+        """[G, G] bool, true where row attends to column: causal, the prompt for all, a completion for itself.
+
+        ``window``: sliding attention over that many positions (as the model counts them, per completion), 0 for none.
+        """
+        key = (device, window)
+        if key not in self.masks:
+            owner = torch.repeat_interleave(torch.tensor([0, *range(1, len(self.lengths) + 1)]), self.sizes())
+            index = torch.arange(len(owner))
+            mask = (index[:, None] >= index[None]) & ((owner[None] == 0) | (owner[:, None] == owner[None]))
+            if window:
+                position = self.positions()
+                mask &= position[:, None] - position[None] < window
+            self.masks[key] = mask.to(device)
+        return self.masks[key]
+
+    def sizes(self) -> Tensor:
+        return torch.tensor([self.prompt, *self.lengths])
+
+    def positions(self) -> Tensor:
+        """Position ids: every completion goes on where the prompt ended."""
+        parts = [torch.arange(self.prompt), *(torch.arange(self.prompt, self.prompt + n) for n in self.lengths)]
+        return torch.cat(parts)
+
+
+@dataclass
+class Layout:
+    """Model input for a list of examples. R rows of T tokens (R=1 unless padded), N completion tokens, B completions.
+
+    Attributes:
+        input_ids, position_ids: [R, T].
+        attention_mask: [R, T], only where padded.
+        blocks: groups in the packed row, empty where padded.
+        predict: [N] index into the R*T hidden states: the one that predicts each completion token.
+        target: [N] the completion tokens.
+        length: [B] completion tokens of each completion.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    blocks: list[Block]
+    predict: Tensor
+    target: Tensor
+    length: Tensor
+
+    def to(self, device: torch.device) -> Layout:
+        tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Layout(**tensors)
+
+
+def lay_out(examples: Sequence[Example], mode: Mode) -> Layout:
+    """Lay examples out for a model. The last token of a completion predicts nothing, so it is not fed."""
+    if mode == "padded":
+        return _padded(examples)
+    ids: list[int] = []
+    predict: list[int] = []
+    blocks: list[Block] = []
+    for e in examples:
+        for group in [e.completions] if mode == "shared" else [(c,) for c in e.completions]:
+            block = Block(len(ids), len(e.prompt), [len(c) - 1 for c in group])
+            ids.extend(e.prompt)
+            last = len(ids) - 1
+            for c in group:
+                predict += [last, *range(len(ids), len(ids) + len(c) - 1)]
+                ids.extend(c[:-1])
+            blocks.append(block)
+    positions = torch.cat([b.positions() for b in blocks])
+    return Layout(torch.tensor([ids]), positions[None], None, blocks, torch.tensor(predict), *_targets(examples))
+
+
+def _padded(examples: Sequence[Example]) -> Layout:
+    rows = [(e.prompt, c) for e in examples for c in e.completions]
+    width = max(len(p) + len(c) - 1 for p, c in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    predict: list[int] = []
+    for r, (p, c) in enumerate(rows):
+        n = len(p) + len(c) - 1
+        input_ids[r, :n] = torch.tensor([*p, *c[:-1]])
+        attention_mask[r, :n] = 1
+        predict.extend(range(r * width + len(p) - 1, r * width + n))
+    positions = torch.arange(width).expand(len(rows), width)
+    return Layout(input_ids, positions, attention_mask, [], torch.tensor(predict), *_targets(examples))
+
+
+def _targets(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    completions = [c for e in examples for c in e.completions]
+    return torch.tensor(list(chain.from_iterable(completions))), torch.tensor([len(c) for c in completions])
+
+
+def cost(example: Example, mode: Mode) -> int:
+    """Tokens that the example puts into the model: what the token budget counts."""
+    fed = sum(len(c) - 1 for c in example.completions)
+    return len(example.prompt) * (1 if mode == "shared" else len(example.completions)) + fed

@@ -1,0 +1,125 @@
+"""What a method is: hyperparameters, what it needs, the reward it implies, and one loss per example."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import ConfigError
+from trimtab.logprobs.scored import Completions, View
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    source: str = "",
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] = (),
+) -> Any:
+    """A hyperparameter: its default, meaning, where the default comes from, and its range, declared once.
+
+    The configuration, the command-line flag, the method's card and the error for a bad value all follow from it.
+    """
+    bounds = {"above": above, "at_least": at_least, "below": below, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": help, "source": source, **bounds})
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """Base of all methods. Subclasses are frozen dataclasses whose fields are the hyperparameters.
+
+    Class attributes:
+        feedback: the view it learns from (``Pairs``, ``Thumbs``, ...).
+        needs: quantities beyond the policy's log-probs, out of ``reference`` and ``mismatched``. Reading what is not
+            declared raises, declaring what is not read fails :func:`trimtab.objectives.check.check_objective`.
+        coupled: True where one example's loss depends on other examples of the batch through the policy's
+            log-probs, so that microbatches must be scored together before they are differentiated.
+        ties: True where the method learns from ties; others refuse them.
+        paper: where the mathematics comes from.
+    """
+
+    feedback: ClassVar[type[View]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    coupled: ClassVar[bool] = False
+    ties: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+    avoid: ClassVar[str] = ""  # when not to use it, in a sentence
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check_range(type(self).name(), f, getattr(self, f.name))
+
+    @classmethod
+    def name(cls) -> str:
+        """The method's name in configurations: its file's name (a user's own class: its own, in small letters)."""
+        package, _, file = cls.__module__.rpartition(".")
+        return file if package == __package__ else cls.__name__.lower()
+
+    @classmethod
+    def equation(cls) -> str:
+        """The class docstring: idea and equation."""
+        return inspect.getdoc(cls) or ""
+
+    @abstractmethod
+    def reward(self, y: Completions) -> Tensor:
+        """[B] the reward that the policy implies for each completion, in the units of the method's own margin."""
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """[R] one number per example. The engine divides their sum by the sum of :meth:`size` over the whole batch."""
+
+    def size(self, batch: Any) -> Tensor:
+        """[R] what each example counts in the denominator: 1, unless the method normalises by tokens.
+
+        Must not depend on log-probabilities: it is summed over the whole batch before anything is scored.
+        """
+        return torch.ones(len(batch))
+
+    def remember(self, batch: Any, memory: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The method's state after this batch (whole, without a graph), kept in checkpoints, frozen in evaluation.
+
+        The loss then reads it as ``batch.memory``. Methods without memory leave this alone.
+        """
+        return memory
+
+    def advise(self, batch: Any) -> tuple[str, list[str]]:
+        """Look at the labels of the whole training data (its log-probs are NaN): why it cannot be learned from, or "",
+        and notes for the user."""
+        return "", []
+
+    def metrics(self, batch: Any) -> dict[str, Tensor]:
+        """Extra quantities to log: name -> a vector whose mean is reported (any number of elements)."""
+        return {}
+
+    @classmethod
+    def has_memory(cls) -> bool:
+        """Whether the method overrides :meth:`remember`."""
+        return cls.remember is not Objective.remember
+
+
+def _check_range(method: str, field: dataclasses.Field[Any], value: Any) -> None:
+    low, least, high, choices = (field.metadata.get(k) for k in ("above", "at_least", "below", "choices"))
+    if choices and value not in choices:
+        raise ConfigError(f'{method}: {field.name} is "{value}"; expected one of {", ".join(map(str, choices))}.')
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        ok = math.isfinite(value)
+        ok = (
+            ok and (low is None or value > low) and (least is None or value >= least) and (high is None or value < high)
+        )
+        if not ok:
+            said = [f"above {low:g}" if low is not None else "", f"at least {least:g}" if least is not None else ""]
+            said.append(f"below {high:g}" if high is not None else "")
+            raise ConfigError(
+                f"{method}: {field.name} is {value}; expected a number {' and '.join(filter(None, said))}."
+            )

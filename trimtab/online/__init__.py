@@ -1,0 +1,1 @@
+"""Sample, judge, learn: a source of feedback that refreshes itself."""

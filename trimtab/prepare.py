@@ -1,0 +1,175 @@
+"""From a feedback file to examples: read, convert, decide about ties, keep prompts out for evaluation, tokenise.
+
+Everything that changes the number of rows is counted here and ends up in the run card.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.config import RunConfig
+from trimtab.errors import ConfigError, DataError, FeedbackKindError
+from trimtab.feedback.convert import convert, settle_ties
+from trimtab.feedback.read import Reading, read
+from trimtab.feedback.records import Comparison, Conversation, Record
+from trimtab.logprobs.scored import Completions
+from trimtab.models import load_tokenizer
+from trimtab.objectives import Objective, methods
+from trimtab.tokens.batch import Example
+from trimtab.tokens.template import Template, TokenReport, tokenize
+
+
+@dataclass
+class Prepared:
+    """Examples ready to train on, and the story of how they came to be."""
+
+    train: list[Example]
+    held_out: list[Example]
+    reading: Reading
+    conversions: list[str]
+    tokens: TokenReport
+    notes: list[str] = field(default_factory=list)
+
+    def card(self, file: str) -> dict[str, Any]:
+        """The data card of the run."""
+        dropped = dict(self.reading.dropped)
+        for reason, n in self.tokens.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + n
+        return {
+            "file": file,
+            "shape": self.reading.shape,
+            "sha256": self.reading.sha256,
+            "rows": self.reading.rows,
+            "records": len(self.reading.records),
+            "train": len(self.train),
+            "held_out": len(self.held_out),
+            "dropped": dropped,
+            "conversions": self.conversions,
+            "notes": [*self.reading.notes, *self.notes],
+            "repaired": self.tokens.repaired,
+            "tokens": {
+                **self.tokens.lengths,
+                "truncated_rows": self.tokens.truncated_rows,
+                "tokens_lost": self.tokens.tokens_lost,
+                "eos_lost": self.tokens.eos_lost,
+            },
+        }
+
+
+def read_records(config: RunConfig) -> tuple[Reading, list[Record], list[str]]:
+    """The file's records after the conversions that the configuration asks for, each told in a sentence."""
+    reading = read(
+        config.data,
+        shape=config.shape,
+        columns=config.columns,
+        labels=config.labels,
+        bad_rows=config.bad_rows,
+        split=config.split,
+        limit=config.limit,
+    )
+    if config.convert is None:
+        return reading, list(reading.records), []
+    asked = {"tie_threshold": config.tie_threshold, "threshold": config.score_threshold}
+    records, told = convert(reading.records, to=config.convert, **{k: v for k, v in asked.items() if v is not None})
+    return reading, records, [str(told)]
+
+
+def make_template(config: RunConfig) -> Template:
+    """The template of the configured model, with the user's chat template where one is named."""
+    tokenizer = load_tokenizer(config.model)
+    if config.chat_template:
+        path = Path(config.chat_template)
+        if not path.is_file():
+            raise ConfigError(f"chat_template: {path} is not a file.")
+        tokenizer.chat_template = path.read_text()
+    return Template(tokenizer, config.template, config.eos)
+
+
+def prepare(config: RunConfig, objective: Objective, template: Template) -> Prepared:
+    """Read, convert, split and tokenise; refuses what the method cannot learn from before any weight is loaded."""
+    reading, records, conversions = read_records(config)
+    _refuse_wrong_kind(config, objective, records)
+    records = _settle_ties(config, objective, records, conversions)
+    train, held_out = split_by_prompt(records, config.holdout, config.seed)
+    examples, report = tokenize(
+        [*train, *held_out],
+        template,
+        max_length=config.max_length,
+        truncation=config.truncation,
+        max_truncated=config.max_truncated,
+    )
+    kept_out = {r.prompt for r in held_out}
+    prepared = Prepared(
+        [e for e in examples if e.record.prompt not in kept_out],
+        [e for e in examples if e.record.prompt in kept_out],
+        reading,
+        conversions,
+        report,
+    )
+    if not prepared.train:
+        raise DataError(
+            f"{config.data}: no row is left to train on after {len(held_out)} were held out. Lower holdout."
+        )
+    refusal, notes = objective.advise(_unscored(objective, prepared.train))
+    if refusal:
+        raise DataError(f"{config.data}: {refusal}. Methods for this data: {_methods_for(records)}.")
+    prepared.notes += notes
+    return prepared
+
+
+def split_by_prompt(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Hold out a share of the prompts, so that no prompt stands on both sides."""
+    prompts: list[Conversation] = list(dict.fromkeys(r.prompt for r in records))
+    random.Random(seed).shuffle(prompts)
+    kept_out = set(prompts[: round(share * len(prompts))])
+    return [r for r in records if r.prompt not in kept_out], [r for r in records if r.prompt in kept_out]
+
+
+def _refuse_wrong_kind(config: RunConfig, objective: Objective, records: Sequence[Record]) -> None:
+    found, wanted = type(records[0]), objective.feedback.record
+    if found is not wanted:
+        raise FeedbackKindError(
+            f"{config.data} holds {len(records)} records of kind {found.__name__.lower()}, but {type(objective).name()} "
+            f"learns from kind {wanted.__name__.lower()}. Methods for this data: {_methods_for(records)}; or pass "
+            f"convert: {wanted.__name__.lower()} (see `trimtab data convert --help` for what is lost)."
+        )
+
+
+def _methods_for(records: Sequence[Record]) -> str:
+    kind = type(records[0])
+    ties = any(getattr(r, "tie", False) for r in records)
+    return (
+        ", ".join(n for n, c in methods().items() if c.feedback.record is kind and (c.ties or not ties)) or "none yet"
+    )
+
+
+def _settle_ties(
+    config: RunConfig, objective: Objective, records: list[Record], conversions: list[str]
+) -> list[Record]:
+    pairs = [r for r in records if isinstance(r, Comparison)]
+    ties = sum(r.tie for r in pairs)
+    if config.ties and not ties:
+        raise ConfigError(f'The option "ties" has no effect here: {config.data} has no tie. Remove it.')
+    if not ties or objective.ties:
+        return records
+    match config.ties:
+        case None:
+            raise DataError(
+                f"{ties} of {len(pairs)} comparisons in {config.data} are ties, and {type(objective).name()} cannot learn from "
+                f"ties. Choose a method that can ({_methods_for(records)}), or pass ties: drop, or ties: split."
+            )
+        case how:
+            left, told = settle_ties(pairs, ties=how)
+    conversions.append(str(told))
+    return list(left)
+
+
+def _unscored(objective: Objective, examples: Sequence[Example]) -> Any:
+    lengths = torch.tensor([len(c) for e in examples for c in e.completions])
+    return objective.feedback.of(Completions(torch.full((int(lengths.sum()),), torch.nan), lengths), examples)

@@ -1,0 +1,621 @@
+"""One run, from configuration to report: the folder list of the README again, in code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import PartialState
+from rich.console import Console
+from torch import nn
+from transformers import TrainingArguments, set_seed
+
+from trimtab import __version__
+from trimtab.config import RunConfig
+from trimtab.errors import CheckpointError, TrimtabError
+from trimtab.logprobs.cache import LogpCache, weights_hash
+from trimtab.logprobs.reference import (
+    AdapterOff,
+    Cached,
+    FrozenCopy,
+    Reference,
+    adapter_off,
+    sequence_tolerance,
+)
+from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install, uninstall
+from trimtab.models import check_weights, home, load_model
+from trimtab.online.sample import sample
+from trimtab.prepare import Prepared, make_template, prepare
+from trimtab.report import Interval, bootstrap_interval, mean_interval, paired_gain, write_report
+from trimtab.tokens.batch import Example
+from trimtab.tokens.template import Template
+from trimtab.update.callbacks import MetricsFile, Progress, peak_memory_gb
+from trimtab.update.checks import Check, policy_equals_reference
+from trimtab.update.trainer import Update, last_checkpoint
+
+Reward = Callable[[str, str], float]  # (prompt, answer) -> the true reward, where it is known
+
+
+def train(
+    config: RunConfig,
+    *,
+    command: str = "",
+    console: Console | None = None,
+    reward: Reward | None = None,
+    test_prompts: Sequence[str] = (),
+) -> Path:
+    """Align a model as configured. Returns the run folder, which holds the model, the run card and the report.
+
+    Args:
+        command: what the user typed, for the reproduction block.
+        console: where to print; None prints nothing.
+        reward: the true reward of an answer, where the experiment knows it; measured before and after on samples.
+        test_prompts: prompts to sample from instead of held-out ones.
+    """
+    run = _Run(config, command, console or Console(quiet=True))
+    try:
+        run.go(reward, test_prompts)
+    except BaseException as e:
+        if run.card.get("status") == "running":
+            run.card["status"] = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
+            run.card["error"] = str(e) or type(e).__name__
+            run.save_card()
+        raise
+    return run.folder
+
+
+class _Run:
+    def __init__(self, config: RunConfig, command: str, console: Console) -> None:
+        self.config, self.console = config, console
+        self.main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+        if not self.main:
+            self.console = Console(quiet=True)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        set_seed(config.seed)
+        self.started = time.perf_counter()
+        self.objective = config.objective()
+        self.precision = resolve_precision(config.precision)
+        self.folder = Path(config.output) if config.output else next_folder(config)
+        previous = self._previous_card()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.card: dict[str, Any] = {
+            "trimtab": __version__,
+            "command": command,
+            "method": config.method,
+            "status": "running",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": config.flat(),
+            "versions": versions(),
+            "machine": machine(),
+            "seed": config.seed,
+            "checks": [],
+            "explain": {
+                "title": type(self.objective).__name__,
+                "equation": self.objective.equation(),
+                "paper": self.objective.paper,
+            },
+            "evaluation": previous.get("evaluation", {}),
+            "resumed": bool(previous),
+        }
+        self.previous = previous
+        if self.main:
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True))
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    # --- the stages, in order ---------------------------------------------------------------------------------------
+
+    def go(self, reward: Reward | None, test_prompts: Sequence[str]) -> None:
+        config = self.config
+        template = make_template(config)
+        data = prepare(config, self.objective, template)
+        self._tell_data(data)
+        model, choice = self._model(data)
+        scorer = Scorer(model, choice.mode, config.token_budget)
+        trainer = self._trainer(model, scorer, data, template)
+        trainer.reference = self._reference(model, scorer, trainer)
+        prompts = self._prompts(data, template, test_prompts)
+        if not self.previous:
+            self._check(trainer, data)
+            self.card["evaluation"]["before"] = self._evaluate(trainer, quiet="reference" in self.objective.needs)
+        before = self._answers(model, template, prompts)
+        self.save_card()
+        self._train(trainer)
+        self._save_weights(model, template)
+        self.card["evaluation"]["after"] = self._evaluate(trainer)
+        after = self._answers(model, template, prompts)
+        self._compare_samples(trainer, model, template, prompts, before, after, reward)
+        if self.card["status"] == "running":
+            self.card["status"] = "finished"
+        self.card["seconds"] = round(time.perf_counter() - self.started, 1)
+        self.card["engine"]["peak_memory_gb"] = round(peak_memory_gb(), 2)
+        self.save_card()
+        if self.main:
+            report = write_report(self.folder)
+            self.say(f"report: {report}")
+
+    def _tell_data(self, data: Prepared) -> None:
+        card = self.card["data"] = data.card(self.config.data)
+        self.card["fingerprints"] = {"data": data.reading.sha256, "code": code_hash()}
+        self._refuse_other_run()
+        self.save_card()
+        say = self.say
+        say(
+            f"{card['file']}: {card['shape']}; {card['rows']:,} rows -> {card['train']:,} to train on, {card['held_out']:,} held out"
+        )
+        for reason, n in card["dropped"].items():
+            say(f"  left out {n:,}: {reason}")
+        for told in (*card["conversions"], *card["notes"], *(f"{n} × {r}" for r, n in card["repaired"].items())):
+            say(f"  {told}")
+        tokens = card["tokens"]
+        sizes = ", ".join(
+            f"{s} {v['mean']:.0f} (max {v['max']:.0f})"
+            for s, v in tokens.items()
+            if isinstance(v, dict) and "mean" in v
+        )
+        say(
+            f"  tokens: {sizes}; {tokens['truncated_rows']} rows cut, end-of-sequence lost in {sum(tokens['eos_lost'].values())}"
+        )
+
+    def _model(self, data: Prepared) -> tuple[nn.Module, LayoutChoice]:
+        config = self.config
+        dtype = torch.float64 if self.precision == torch.float64 else torch.float32
+        model: nn.Module = load_model(config.model, dtype=dtype)
+        check_weights(model)
+        no_dropout(model)
+        self.card["fingerprints"]["model"] = weights_hash(model)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(device)
+        choice = choose_layout(model, _short(data.train), config.layout)
+        if config.finetune == "lora":
+            model = with_adapter(model, config)
+        install(model, self.precision, choice.mode)
+        self.card["engine"] = {
+            "layout": choice.mode,
+            "precision": str(self.precision).removeprefix("torch."),
+            "fallback": choice.fallback,
+            "threads": torch.get_num_threads(),
+        }
+        self.card["checks"].append(Check("layouts agree with the plain forward pass", True, choice.detail).to_json())
+        self.say(f"model {config.model} ({config.finetune}, {self.card['engine']['precision']}, {choice.mode})")
+        if choice.fallback:
+            self.say(f"  slower layout: {choice.fallback}")
+        return model, choice
+
+    def _trainer(self, model: nn.Module, scorer: Scorer, data: Prepared, template: Template) -> Update:
+        config = self.config
+        progress = Progress(self.console)
+        trainer = Update(
+            model,
+            self.objective,
+            scorer,
+            None,
+            data.train,
+            config.batch_size,
+            training_arguments(config, self.folder, self.main),
+            held_out=data.held_out,
+            callbacks=[progress],
+            processing_class=template.tokenizer,
+        )
+        # the metrics file is written before the progress line is: it adds the speed
+        trainer.callback_handler.callbacks.insert(
+            0, MetricsFile(self.folder / "metrics.jsonl", lambda: trainer.tokens_seen)
+        )
+        self.progress = progress
+        return trainer
+
+    def _reference(self, model: nn.Module, scorer: Scorer, trainer: Update) -> Reference | None:
+        if "reference" not in self.objective.needs:
+            self.card["reference"] = None
+            return None
+        config, fingerprint = self.config, self.card["fingerprints"]["model"]
+        identity = f"{config.model} (weights {fingerprint[:12]})"
+        how = config.reference
+        if how == "auto":
+            how = "adapter" if config.finetune == "lora" else "cache"
+        reference: Reference
+        match how:
+            case "adapter":
+                reference = AdapterOff(scorer, identity)
+            case "copy":
+                reference = FrozenCopy(model, scorer, self.precision, identity)
+            case "cache":
+                reference = self._cached(model, scorer, trainer, identity, fingerprint)
+            case _:
+                raise AssertionError(how)
+        self.card["reference"] = reference.identity
+        self.say(f"reference: {reference.identity}")
+        return reference
+
+    def _cached(self, model: nn.Module, scorer: Scorer, trainer: Update, identity: str, fingerprint: str) -> Cached:
+        engine = self.card["engine"]
+        folder = Path(self.config.cache) if self.config.cache else home() / "reference"
+        name = f"{fingerprint}-{engine['precision']}-{engine['layout']}"
+        if not self.main:
+            PartialState().wait_for_everyone()
+        cached = Cached(LogpCache(folder / name), identity)
+        live = AdapterOff(scorer, identity)  # at this point the policy still is the reference
+        wanted = trainer.to_be_scored(int(np.ceil(self.config.epochs)), self.config.max_steps)
+        known = [e for e in wanted[:64] if _all_cached(cached, e)]
+        if known:
+            tolerance = sequence_tolerance(self.precision)
+            told = cached.spot_check(known, live, tolerance, self.config.seed)
+            self.card["checks"].append(Check("reference cache", True, told).to_json())
+        added = cached.fill(wanted, live) if self.main else 0
+        if self.main:
+            PartialState().wait_for_everyone()
+        self.card["engine"]["reference_cache"] = {"scored": added, "entries": len(cached.cache)}
+        return cached
+
+    def _check(self, trainer: Update, data: Prepared) -> None:
+        if "reference" in self.objective.needs:
+            check = policy_equals_reference(trainer, _short(data.train, 8), self.precision)
+            self.card["checks"].append(check.to_json())
+            self.say(f"check: {check.name}: {check.detail}")
+
+    def _evaluate(self, trainer: Update, quiet: bool = False) -> dict[str, Any]:
+        if not trainer.held_out_examples:
+            return {}
+        rows = trainer.held_out_rows()
+        found = held_out_intervals(rows, [e.prompt for e in trainer.held_out_examples], self.config.seed)
+        for name in ("rewards/accuracies", "rewards/auc", "accuracies/three_way", "nll"):
+            if name in found and not quiet:
+                self.say(f"held out: {name} {Interval.from_json(found[name])}")
+        return found
+
+    def _train(self, trainer: Update) -> None:
+        resume = None
+        if self.config.resume:
+            resume = str(last_checkpoint(self.folder / "checkpoints"))
+            self.say(f"resuming from {resume}")
+        try:
+            trainer.train(resume_from_checkpoint=resume)
+        except KeyboardInterrupt:
+            self.card["status"] = "interrupted"
+            self.say("interrupted: saving the model and writing the report")
+        except TrimtabError:
+            raise
+        except Exception as e:
+            if resume and trainer.state.global_step == 0:
+                raise CheckpointError(
+                    f"{resume} is damaged ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete that "
+                    "folder to resume from an earlier checkpoint, or start without resume."
+                ) from e
+            raise
+        finally:
+            self.progress.stop()
+        self.card["steps"] = trainer.state.global_step
+
+    def _save_weights(self, model: nn.Module, template: Template) -> None:
+        """A folder that plain ``AutoModelForCausalLM.from_pretrained`` loads; the adapter, too, where there is one."""
+        if not self.main:
+            return
+        try:
+            with full_weights(model) as whole:
+                whole.save_pretrained(self.folder)
+            template.tokenizer.save_pretrained(self.folder)
+            if hasattr(model, "peft_config"):
+                model.save_pretrained(self.folder / "adapter")  # type: ignore[operator]
+        except OSError as e:
+            raise CheckpointError(
+                f"the model could not be written to {self.folder}: {e}. Free space and resume."
+            ) from e
+
+    # --- samples ----------------------------------------------------------------------------------------------------
+
+    def _prompts(self, data: Prepared, template: Template, test: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
+        """(text, token ids) of the prompts to answer before and after."""
+        if test:
+            from trimtab.feedback.records import Message
+
+            return [(p, tuple(template.prompt_ids((Message("user", p),)))) for p in test]
+        distinct = {e.prompt: e for e in data.held_out or data.train}
+        chosen = list(distinct.values())[: self.config.samples]
+        return [(template.tokenizer.decode(list(e.prompt)), e.prompt) for e in chosen]
+
+    def _answers(
+        self, model: nn.Module, template: Template, prompts: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> list[tuple[int, ...]]:
+        if not prompts or (self.previous and not self.card.get("steps")):
+            return []
+        return sample(
+            model,
+            template.tokenizer,
+            [ids for _, ids in prompts],
+            max_new_tokens=self.config.sample_tokens,
+            seed=self.config.seed,
+            precision=self.precision,
+        )
+
+    def _compare_samples(
+        self,
+        trainer: Update,
+        model: nn.Module,
+        template: Template,
+        prompts: Sequence[tuple[str, tuple[int, ...]]],
+        before: list[tuple[int, ...]],
+        after: list[tuple[int, ...]],
+        reward: Reward | None,
+    ) -> None:
+        if not after:
+            return
+        if not before:  # resumed: the answers of the untrained model are on disk
+            before = [tuple(a) for a in self.previous.get("answers_before", [])]
+        self.card["answers_before"] = before
+        text = lambda ids: template.tokenizer.decode(list(ids), skip_special_tokens=True)  # noqa: E731
+        rows = [
+            {"prompt": p, "before": text(b), "after": text(a)}
+            for (p, _), b, a in zip(prompts, before, after, strict=False)
+        ]
+        found = self.card["samples"] = {
+            "kl": self._sampled_kl(trainer, model, prompts, after),
+            "length_before": _interval([len(b) for b in before]),
+            "length_after": _interval([len(a) for a in after]),
+        }
+        if reward:
+            for row in rows:
+                row["reward_before"], row["reward_after"] = (
+                    reward(row["prompt"], row["before"]),
+                    reward(row["prompt"], row["after"]),
+                )  # type: ignore[assignment]
+            old, new = [float(r["reward_before"]) for r in rows], [float(r["reward_after"]) for r in rows]
+            found |= {"reward_before": _interval(old), "reward_after": _interval(new)}
+            found |= {"reward_gain": paired_gain(old, new).to_json(), "reward_name": getattr(reward, "__doc__", "")}
+        if self.main:
+            with (self.folder / "samples.jsonl").open("w") as f:
+                f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _sampled_kl(
+        self,
+        trainer: Update,
+        model: nn.Module,
+        prompts: Sequence[tuple[str, tuple[int, ...]]],
+        after: list[tuple[int, ...]],
+    ) -> Any:
+        """KL(policy || start) in nats per answer: the mean log-ratio of the policy's own samples (k1)."""
+        from trimtab.feedback.records import Demonstration
+
+        examples = [Example(ids, (a,), Demonstration((), "")) for (_, ids), a in zip(prompts, after, strict=True)]
+        policy, lengths = trainer.scorer.score_all(examples)
+        if hasattr(model, "disable_adapter"):
+            with adapter_off(model):
+                start = trainer.scorer.score_all(examples)[0]
+        else:
+            other = load_model(self.config.model, dtype=next(model.parameters()).dtype).to(policy.device)
+            install(other, self.precision, trainer.scorer.mode)
+            start = Scorer(other, trainer.scorer.mode, trainer.scorer.budget).score_all(examples)[0]
+        sums = [part.sum().item() for part in (policy - start).split(lengths.tolist())]
+        return _interval(sums)
+
+    # --- the run folder -----------------------------------------------------------------------------------------------
+
+    def save_card(self) -> None:
+        """Write ``run.json`` whole or not at all."""
+        if self.main:
+            temporary = self.folder / ".run.json"
+            temporary.write_text(json.dumps(self.card, indent=1, ensure_ascii=False, default=str))
+            temporary.replace(self.folder / "run.json")
+
+    def _previous_card(self) -> dict[str, Any]:
+        file = self.folder / "run.json"
+        if not self.config.resume:
+            if file.exists():
+                raise CheckpointError(f"{self.folder} already holds a run. Choose another output, or pass resume.")
+            return {}
+        last_checkpoint(self.folder / "checkpoints")
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def _refuse_other_run(self) -> None:
+        """A checkpoint is continued with the options and the data it was made with, or not at all."""
+        if not self.previous:
+            return
+        free = {"resume", "report_to", "threads", "log_every", "keep_checkpoints", "output", "token_budget"}
+        old, new = self.previous["config"], json.loads(json.dumps(self.card["config"]))
+        changed = [
+            f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted({*old, *new} - free) if old.get(k) != new.get(k)
+        ]
+        if self.previous.get("fingerprints", {}).get("data") != self.card["fingerprints"]["data"]:
+            changed.append("the data file's content")
+        if changed:
+            raise CheckpointError(f"{self.folder} cannot be resumed: changed since it started: {'; '.join(changed)}.")
+
+
+def full_weights(model: nn.Module) -> Any:
+    """Context: the plain transformers model, the adapter merged into its weights while it lasts."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def merged() -> Any:
+        installed = vars(model).get("forward")
+        attention = base_model(model).config._attn_implementation
+        uninstall(model)
+        if not hasattr(model, "merge_adapter"):
+            try:
+                yield model
+            finally:
+                _reinstall(model, installed, attention)
+            return
+        import copy
+
+        whole = copy.deepcopy(model).merge_and_unload()
+        try:
+            yield whole
+        finally:
+            _reinstall(model, installed, attention)
+
+    return merged()
+
+
+def _reinstall(model: nn.Module, forward: Any, attention: str) -> None:
+    if forward is not None:
+        model.forward = forward
+    if base_model(model).config._attn_implementation != attention:
+        base_model(model).set_attn_implementation(attention)
+
+
+# --- small decisions ------------------------------------------------------------------------------------------------------
+
+
+def resolve_precision(name: str) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware multiplies it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Preference objectives compare two forward passes of one text: dropout would be noise between them."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def with_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
+    """A LoRA adapter on the model, its start seeded, no dropout."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = config.lora_targets if "," not in config.lora_targets else config.lora_targets.split(",")
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    set_seed(config.seed)
+    return get_peft_model(model, lora)  # type: ignore[return-value, arg-type]
+
+
+def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingArguments:
+    """The Trainer's own arguments for this configuration."""
+    rate = config.learning_rate or (1e-4 if config.finetune == "lora" else 1e-5)
+    recompute: dict[str, Any] = {}
+    if config.gradient_checkpointing:
+        recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        seed=config.seed,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        **recompute,
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        eval_strategy="steps" if config.eval_every else "no",
+        eval_steps=config.eval_every,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        save_total_limit=config.keep_checkpoints,
+        report_to=[] if config.report_to == "none" else [config.report_to],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        dataloader_num_workers=0,
+        remove_unused_columns=False,
+    )
+
+
+def held_out_intervals(
+    rows: Sequence[dict[str, tuple[float, float]]], prompts: Sequence[Any], seed: int
+) -> dict[str, Any]:
+    """name -> interval, rows of one prompt resampled together. Thumbs get the AUC of their rewards."""
+    found: dict[str, Any] = {}
+    for name in sorted({k for row in rows for k in row}):
+        have = [(row[name], p) for row, p in zip(rows, prompts, strict=True) if name in row and row[name][1]]
+        values, clusters = np.array([v for v, _ in have]), [p for _, p in have]
+        if len(set(clusters)) > 1:
+            ratio = lambda x: float(x[:, 0].sum() / x[:, 1].sum())  # noqa: E731
+            found[name] = bootstrap_interval(values, ratio, seed, clusters=clusters).to_json()
+    up = [("rewards/chosen" in row, row) for row in rows]
+    if rows and not any("rewards/margins" in row for row in rows) and {k for k, _ in up} == {True, False}:
+        scored = np.array([[k, row["rewards/chosen" if k else "rewards/rejected"][0]] for k, row in up], dtype=float)
+        found["rewards/auc"] = bootstrap_interval(scored, _auc, seed, clusters=list(prompts)).to_json()
+    return found
+
+
+def _auc(x: Any) -> float:
+    """P(reward of a thumbs-up > reward of a thumbs-down), ties counted half."""
+    from scipy.stats import rankdata
+
+    up = x[:, 0] > 0
+    n, m = int(up.sum()), int((~up).sum())
+    if not n or not m:
+        return 0.5
+    return float((rankdata(x[:, 1])[up].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def _interval(values: Sequence[float]) -> Any:
+    return mean_interval(list(values)).to_json() if len(values) > 1 else None
+
+
+def _short(examples: Sequence[Example], n: int = 4) -> list[Example]:
+    """A few short examples with distinct prompts: what the checks are run on."""
+    distinct = {e.prompt: e for e in examples if e.completions}
+    return sorted(distinct.values(), key=lambda e: e.tokens)[:n]
+
+
+def _all_cached(cached: Cached, example: Example) -> bool:
+    from trimtab.tokens.batch import completion_keys
+
+    return all(k in cached.cache for k in completion_keys(example))
+
+
+def next_folder(config: RunConfig) -> Path:
+    """``runs/METHOD-DATA-N`` with the first free N."""
+    stem = Path(config.data.removeprefix("hub:")).name.split(".")[0] or "data"
+    number = 1
+    while (folder := Path("runs") / f"{config.method}-{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    names = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, without naming the host."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def code_hash() -> str:
+    """Hash of trimtab's own sources."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

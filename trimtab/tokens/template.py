@@ -1,0 +1,279 @@
+"""The chat template, and the one place where the boundary between prompt and completion is found.
+
+The whole conversation is tokenised once; the prompt's own tokens must be a prefix of it. Where they are not, the row is
+repaired in a stated way or refused, and counted. A completion ends with the end-of-sequence token, which is trained.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from trimtab.errors import TokenError
+from trimtab.feedback.records import Conversation, Message, Record
+from trimtab.tokens.batch import Example
+
+Truncation = Literal["drop", "prompt", "completion"]
+MIN_PROMPT = 8  # tokens of a prompt that truncation must leave
+
+
+class RowRefused(Exception):
+    """This row cannot be tokenised safely; the text is the reason it is counted under."""
+
+
+class Template:
+    """Turns conversations into token ids for one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        mode: ``chat`` applies the chat template, ``plain`` joins prompt and completion as they are (a prompt is then
+            one user message), ``auto`` is ``chat`` where the tokenizer has a template.
+        eos: ``template`` requires that the template ends an answer with an end-of-sequence token, ``append`` adds one.
+        eos_ids: every id that ends an answer (the generation config may name several).
+
+    Raises:
+        TokenError: no template, no end-of-sequence token, or a doubled beginning-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        mode: Literal["auto", "chat", "plain"] = "auto",
+        eos: Literal["template", "append"] = "template",
+        eos_ids: Iterable[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if mode == "chat" and not has_template:
+            raise TokenError(
+                f"the tokenizer of {_name(tokenizer)} has no chat template. "
+                "Pass chat_template: FILE with a Jinja template, or template: plain to train on the bare text."
+            )
+        self.mode = mode if mode != "auto" else "chat" if has_template else "plain"
+        self.eos = eos
+        self.eos_ids = {i for i in (tokenizer.eos_token_id, *eos_ids) if i is not None}
+        if not self.eos_ids:
+            raise TokenError(
+                f"the tokenizer of {_name(tokenizer)} has no end-of-sequence token: a model trained without one never "
+                "stops. Set tokenizer.eos_token before saving it."
+            )
+        self.control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special})
+        self.repaired: Counter[str] = Counter()
+
+    def prompt_text(self, prompt: Conversation) -> str:
+        """The conversation as text, up to where the model answers."""
+        if self.mode == "plain":
+            if len(prompt) != 1 or prompt[0].role != "user":
+                raise TokenError(
+                    f"a conversation of {len(prompt)} messages needs a chat template, and "
+                    f"{_name(self.tokenizer)} {'has none' if not self.tokenizer.chat_template else 'was set to plain'}. "
+                    "Pass chat_template: FILE, or flatten the conversation into one prompt string."
+                )
+            return prompt[0].content
+        return self._render(prompt, add_generation_prompt=True)
+
+    def prompt_ids(self, prompt: Conversation) -> list[int]:
+        """Token ids to generate from: exactly those that training conditions on."""
+        ids = self._ids(self.prompt_text(prompt), start=True)
+        if self.mode == "plain":
+            while len(ids) > 1 and ids[-1] in self.eos_ids:
+                ids.pop()  # some tokenizers close every text
+        self._refuse_double_bos(ids)
+        return ids
+
+    def encode(self, record: Record) -> Example:
+        """One record as tokens. Raises :class:`RowRefused` with the reason to count it under."""
+        for text in (*(m.content for m in record.prompt), *record.completions):
+            if any(c in text for c in self.control):
+                raise RowRefused("text contains a control token of the tokenizer")
+        prompt_text, prompt_ids = self.prompt_text(record.prompt), self.prompt_ids(record.prompt)
+        answers = tuple(self._completion(record, prompt_text, prompt_ids, c) for c in record.completions)
+        return Example(tuple(prompt_ids), answers, record)
+
+    def _completion(self, record: Record, prompt_text: str, prompt_ids: list[int], answer: str) -> tuple[int, ...]:
+        tail = answer if self.mode == "plain" else self._tail(record.prompt, prompt_text, answer)
+        ids = self._ids(prompt_text + tail, start=True)
+        if ids[: len(prompt_ids)] == prompt_ids:
+            completion = ids[len(prompt_ids) :]
+        else:
+            # a token reaches over the boundary: generation starts from the prompt's own tokens, so training does too
+            self.repaired["a token straddled the boundary: prompt and completion were tokenised apart"] += 1
+            completion = self._ids(tail, start=False)
+        last = max((i for i, t in enumerate(completion) if t in self.eos_ids), default=-1)
+        if last >= 0:
+            completion = completion[: last + 1]  # what the template puts after it is never generated
+        elif self.mode == "plain" or self.eos == "append":
+            completion = [*completion, self.tokenizer.eos_token_id]
+        else:
+            raise TokenError(
+                f"the chat template of {_name(self.tokenizer)} ends an answer without an end-of-sequence token "
+                f"({sorted(self.eos_ids)}): the model would never learn to stop. Pass eos: append to add it."
+            )
+        if len(completion) < 2:
+            raise RowRefused("completion has no tokens")
+        return tuple(completion)
+
+    def _tail(self, prompt: Conversation, prompt_text: str, answer: str) -> str:
+        """What follows the prompt's text once the answer is there: the answer and the template's end of turn."""
+        whole = self._render((*prompt, Message("assistant", answer)), add_generation_prompt=False)
+        if whole.startswith(prompt_text):
+            return whole[len(prompt_text) :]
+        at = whole.rfind(answer.strip())
+        if at < 0 or not answer.strip():
+            raise RowRefused("prompt is not a prefix of prompt + completion under the chat template")
+        self.repaired[
+            "the template rewrote the prompt once answered: the answer was put after the prompt as asked"
+        ] += 1
+        return whole[at:]
+
+    def _render(self, messages: Conversation, add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+                [asdict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as e:  # templates raise whatever they like (jinja2.TemplateError, TypeError, ...)
+            raise RowRefused(f"the chat template refused the conversation: {e}") from e
+
+    def _ids(self, text: str, start: bool) -> list[int]:
+        special = start and self.mode == "plain"  # a chat template writes its own
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _refuse_double_bos(self, ids: list[int]) -> None:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise TokenError(
+                f"the prompt starts with two beginning-of-sequence tokens ({self.tokenizer.bos_token!r}, ids {ids[:6]}…): "
+                "the chat template and the tokenizer both add one. Remove it from the chat template."
+            )
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
+@dataclass
+class TokenReport:
+    """What tokenising did to the data: nothing is cut or dropped without a count. Lengths are in tokens."""
+
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)  # reason -> the first origins
+    repaired: dict[str, int] = field(default_factory=dict)
+    truncated_rows: int = 0
+    tokens_lost: dict[str, int] = field(default_factory=dict)  # side -> tokens
+    eos_lost: dict[str, int] = field(default_factory=dict)  # side -> completions that no longer end
+    lengths: dict[str, dict[str, float]] = field(default_factory=dict)  # side -> mean, median, p99, max
+
+    def drop(self, reason: str, record: Record) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self.examples.setdefault(reason, [])
+        if len(self.examples[reason]) < 5:
+            self.examples[reason].append(str(record.origin))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+TOO_LONG = "longer than max_length"
+
+
+def tokenize(
+    records: Sequence[Record],
+    template: Template,
+    *,
+    max_length: int,
+    truncation: Truncation = "drop",
+    max_truncated: float = 0.1,
+) -> tuple[list[Example], TokenReport]:
+    """All records as examples of at most ``max_length`` tokens (prompt plus longest completion).
+
+    ``truncation``: ``drop`` leaves long rows out; ``prompt`` cuts the beginning of the prompt, for all completions
+    alike; ``completion`` cuts the end of the completions, end-of-sequence token included, which is counted.
+
+    Raises:
+        TokenError: more than the share ``max_truncated`` of the rows was cut or left out for length, or none is left.
+    """
+    report, kept = TokenReport(rows=len(records)), []
+    template.repaired.clear()
+    for record in records:
+        try:
+            example = template.encode(record)
+        except RowRefused as e:
+            report.drop(str(e), record)
+            continue
+        cut = _truncate(example, max_length, truncation, report)
+        if cut is None:
+            report.drop(f"{TOO_LONG} ({max_length} tokens)", record)
+        else:
+            kept.append(cut)
+    report.kept, report.repaired = len(kept), dict(template.repaired)
+    _refuse_too_much(report, max_length, truncation, max_truncated)
+    for side, lengths in _sides(kept).items():
+        report.lengths[side] = _summary(lengths)
+    return kept, report
+
+
+def _truncate(e: Example, limit: int, how: Truncation, report: TokenReport) -> Example | None:
+    longest = max((len(c) for c in e.completions), default=0)
+    over = len(e.prompt) + longest - limit
+    if over <= 0:
+        return e
+    match how:
+        case "drop":
+            return None
+        case "prompt":
+            if len(e.prompt) - over < MIN_PROMPT:
+                return None
+            report.tokens_lost["prompt"] = report.tokens_lost.get("prompt", 0) + over
+            report.truncated_rows += 1
+            return Example(e.prompt[over:], e.completions, e.record)
+        case "completion":
+            room = limit - len(e.prompt)
+            if room < 2:
+                return None
+            for side, c in zip(sides(e), e.completions, strict=True):
+                if len(c) > room:
+                    report.tokens_lost[side] = report.tokens_lost.get(side, 0) + len(c) - room
+                    report.eos_lost[side] = report.eos_lost.get(side, 0) + 1
+            report.truncated_rows += 1
+            return Example(e.prompt, tuple(c[:room] for c in e.completions), e.record)
+
+
+def _refuse_too_much(report: TokenReport, limit: int, how: Truncation, allowed: float) -> None:
+    if not report.kept:
+        reasons = "; ".join(f"{n} × {r} (e.g. {report.examples[r][0]})" for r, n in report.dropped.items())
+        raise TokenError(f"no row is left to train on, of {report.rows}: {reasons or 'the file has none'}.")
+    too_long = sum(n for r, n in report.dropped.items() if r.startswith(TOO_LONG))
+    affected = too_long + report.truncated_rows
+    if affected > allowed * report.rows:
+        raise TokenError(
+            f"{affected} of {report.rows} rows ({affected / report.rows:.0%}) are longer than max_length {limit} and would "
+            f"be {'left out' if how == 'drop' else 'cut'}; at most {allowed:.0%} is allowed. Raise max_length, choose "
+            "truncation: prompt or completion, or accept it with a larger max_truncated."
+        )
+
+
+def sides(example: Example) -> tuple[str, ...]:
+    """What each completion is called in counts."""
+    match type(example.record).__name__, len(example.completions):
+        case "Comparison", 2:
+            return ("chosen", "rejected")
+        case _, k:
+            return ("completion",) * k
+
+
+def _sides(examples: Sequence[Example]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {"prompt": [len(e.prompt) for e in examples]}
+    for e in examples:
+        for side, c in zip(sides(e), e.completions, strict=True):
+            found.setdefault(side, []).append(len(c))
+    return found
+
+
+def _summary(values: list[int]) -> dict[str, float]:
+    ordered = sorted(values)
+    at = lambda q: float(ordered[min(int(q * len(ordered)), len(ordered) - 1)])  # noqa: E731
+    return {"mean": sum(values) / len(values), "median": at(0.5), "p99": at(0.99), "max": float(ordered[-1])}

@@ -1,0 +1,1 @@
+"""Losses to weights: one subclass of transformers.Trainer, exact microbatching, checkpoint state."""

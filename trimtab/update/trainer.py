@@ -1,0 +1,427 @@
+"""One subclass of transformers.Trainer for every method.
+
+Batch size is mathematics, microbatch is memory: one call of :meth:`Update.training_step` sees the whole batch of one
+optimiser step, on every rank. Each rank scores its share of the examples in microbatches of a token budget; sums are
+divided by the whole batch's denominator, so no number depends on where the cuts fall or how many ranks there are.
+
+``gradient_accumulation_steps`` of the Trainer stays 1; its optimizer, schedulers, callbacks, checkpoints and trackers
+are used as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from trimtab.errors import CheckFailed, CheckpointError
+from trimtab.logprobs.reference import Cached, Reference, mismatch
+from trimtab.logprobs.score import Scorer
+from trimtab.logprobs.scored import Completions
+from trimtab.objectives.base import Objective
+from trimtab.tokens.batch import Example
+from trimtab.update.measure import Tally, measure
+
+MEMORY_FILE, COMPLETE_FILE = "objective_memory.safetensors", "complete.json"
+
+
+class Batches:
+    """The order of the data: a permutation per epoch that depends on the seed and the epoch alone, so a resumed run
+    sees what the uninterrupted one would have seen, and a cache can be filled for batches that are still to come."""
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n, self.batch_size, self.seed, self.current = n, batch_size, seed, 0
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(1_000_003 * self.seed + epoch)).tolist()
+        return [order[a : a + self.batch_size] for a in range(0, self.n, self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.epoch(self.current))
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the batch order which epoch begins (the Trainer only tells samplers that accelerate has wrapped)."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.batches.current = int(state.epoch or 0)
+
+
+class Update(Trainer):
+    """Trains ``model`` with an objective.
+
+    Args:
+        model: on which :func:`trimtab.logprobs.score.install` was called.
+        objective: any :class:`~trimtab.objectives.base.Objective`, the user's own included.
+        scorer: how the model is scored (layout, token budget).
+        reference: where reference log-probs come from; None for methods without one.
+        examples: training data; ``batch_size`` of them make one optimiser step over all ranks together.
+        held_out: examples for :meth:`evaluate`.
+        args: the Trainer's own arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        scorer: Scorer,
+        reference: Reference | None,
+        examples: Sequence[Example],
+        batch_size: int,
+        args: TrainingArguments,
+        held_out: Sequence[Example] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        processing_class: Any = None,
+    ) -> None:
+        self.objective, self.scorer, self.reference = objective, scorer, reference
+        self.examples, self.held_out_examples = list(examples), list(held_out)
+        self.batches = Batches(len(self.examples), batch_size, args.seed)
+        self.memory: Mapping[str, Tensor] = {}
+        self.tally = Tally()
+        self.tokens_seen = 0
+        # a NaN must be seen, not averaged away
+        args.logging_nan_inf_filter = False
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.examples,  # type: ignore[arg-type]
+            eval_dataset=self.held_out_examples,  # type: ignore[arg-type]
+            callbacks=[_SetEpoch(self.batches), *callbacks],
+            processing_class=processing_class,
+        )
+        for stock in (PrinterCallback, ProgressCallback):
+            self.remove_callback(stock)
+
+    # --- data: every rank gets the whole batch, token ids cost nothing ------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.examples, batch_sampler=self.batches, collate_fn=list)  # type: ignore[arg-type]
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def _share(self, n: int) -> list[int]:
+        rank, world = self._world
+        return list(range(rank, n, world))
+
+    def _whole(self, mine: dict[int, Any], n: int) -> list[Any]:
+        """Collect index -> value from all ranks, in order."""
+        if self._world[1] > 1:
+            mine = dict(gather_object(list(mine.items())))
+        return [mine[i] for i in range(n)]
+
+    # --- one optimiser step ----------------------------------------------------------------------------------------
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: list[Example],
+        num_items_in_batch: Tensor | int | None = None,  # type: ignore[override]
+    ) -> Tensor:
+        model.train()
+        batch, share = inputs, self._share(len(inputs))
+        denominator = self.denominator(batch)
+        unmatched = self._mismatched(batch)
+        reference = self._reference_logps([batch[i] for i in share])
+        learn = self._learn_together if self.objective.coupled or self.objective.has_memory() else self._learn_apart
+        loss = learn(model, batch, share, reference, unmatched, denominator)
+        self.tokens_seen += sum(e.tokens for e in batch)
+        return loss
+
+    def denominator(self, batch: Sequence[Example]) -> float:
+        """What the summed loss of the whole batch is divided by. Log-probs are NaN here: it must not depend on them."""
+        lengths = _lengths(batch)
+        unscored = Completions(torch.full((int(lengths.sum()),), torch.nan, dtype=torch.float64), lengths)
+        return float(self.objective.size(self.objective.feedback.of(unscored, batch)).sum())
+
+    def _learn_apart(
+        self,
+        model: nn.Module,
+        batch: list[Example],
+        share: list[int],
+        reference: list[Tensor | None],
+        unmatched: Completions | None,
+        denominator: float,
+    ) -> Tensor:
+        """Rows do not depend on each other's policy log-probs: each microbatch is scored once and differentiated."""
+        scale = self._world[1] / denominator
+        total = torch.zeros((), device=self.args.device)
+        for part, context in self._parts(model, batch, share):
+            with context:
+                examples = [batch[i] for i in part] or batch[:1]
+                logps, lengths = self.scorer.score(examples, model)
+                if not part:  # this rank has no row left: it only joins the others' gradient reduction
+                    self.accelerator.backward(logps.sum() * 0)
+                    continue
+                y = Completions(logps, lengths, self._pick(reference, share, part, logps))
+                view = self._view(y, examples, unmatched)
+                losses = self.objective.loss(view)
+                self._refuse_nonfinite(losses, examples)
+                self.accelerator.backward(losses.sum() * scale)
+                total += losses.detach().sum() * scale
+                self._record(view, losses)
+        return total
+
+    def _learn_together(
+        self,
+        model: nn.Module,
+        batch: list[Example],
+        share: list[int],
+        reference: list[Tensor | None],
+        unmatched: Completions | None,
+        denominator: float,
+    ) -> Tensor:
+        """Rows depend on each other: score all without a graph, differentiate the loss by the log-probs, and push those
+        gradients through each microbatch. Exact, for one more forward pass."""
+        parts = self._parts(model, batch, share)
+        states: list[Any] = []
+        mine: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for part, _ in parts:
+            states.append(_rng_state())
+            if not part:
+                continue
+            examples = [batch[i] for i in part]
+            with torch.no_grad():
+                rows = self.scorer.score(examples, self.scorer.model)[0].split(_token_counts(examples))
+            for i, logps in zip(part, rows, strict=True):
+                ref = reference[share.index(i)]
+                mine[i] = (logps.cpu(), None if ref is None else ref.cpu())
+        scored = self._whole(mine, len(batch))
+        leaf = torch.cat([a for a, _ in scored]).to(self.args.device).requires_grad_()
+        refs = torch.cat([b for _, b in scored]).to(leaf.device) if scored[0][1] is not None else None
+        y = Completions(leaf, _lengths(batch).to(leaf.device), refs)
+        self.memory = self.objective.remember(self._view(y.detach(), batch, unmatched), self.memory)
+        view = self._view(y, batch, unmatched)
+        losses = self.objective.loss(view)
+        self._refuse_nonfinite(losses, batch)
+        (slope,) = torch.autograd.grad(losses.sum() / denominator, leaf)
+        slopes = slope.split(_token_counts(batch))
+        after = _rng_state()
+        for (part, context), state in zip(parts, states, strict=True):
+            _set_rng_state(state)
+            with context:
+                logps, _ = self.scorer.score([batch[i] for i in part] or batch[:1], model)
+                pushed = torch.cat([slopes[i] for i in part]) if part else torch.zeros_like(logps)
+                self.accelerator.backward((logps * pushed).sum() * self._world[1])
+        _set_rng_state(after)
+        if self._world[0] == 0:  # every rank holds the whole batch here; it must be counted once
+            self._record(view, losses)
+        return losses.detach().sum() / denominator
+
+    def _record(self, view: Any, losses: Tensor) -> None:
+        self.tally.add(measure(self.objective, view))
+        # the Trainer adds losses up in float32; the one that is logged is ours
+        self.tally.add_ratio("loss", losses.detach(), self.objective.size(view))
+
+    def _parts(
+        self, model: nn.Module, batch: list[Example], share: list[int]
+    ) -> list[tuple[list[int], AbstractContextManager[Any]]]:
+        """Microbatches of this rank's share (indices into the batch); only the last one reduces gradients over ranks."""
+        parts = [[share[j] for j in part] for part in self.scorer.microbatches([batch[i] for i in share])] or [[]]
+        wait = [self.accelerator.no_sync(model) if self._world[1] > 1 else nullcontext() for _ in parts[1:]]
+        return list(zip(parts, [*wait, nullcontext()], strict=True))
+
+    def _view(self, y: Completions, examples: Sequence[Example], unmatched: Completions | None) -> Any:
+        more: dict[str, Any] = {"memory": self.memory}
+        if unmatched is not None:
+            more["unmatched"] = unmatched
+        return self.objective.feedback.of(y, examples, **more)
+
+    def _reference_logps(self, examples: Sequence[Example]) -> list[Tensor | None]:
+        if "reference" not in self.objective.needs or not examples:
+            return [None] * len(examples)
+        assert self.reference is not None
+        logps = self.reference.logps(examples)
+        return list(logps.split(_token_counts(examples)))
+
+    @staticmethod
+    def _pick(reference: list[Tensor | None], share: list[int], part: list[int], like: Tensor) -> Tensor | None:
+        where = {i: j for j, i in enumerate(share)}
+        rows = [reference[where[i]] for i in part]
+        return torch.cat(rows).to(like) if rows and rows[0] is not None else None  # type: ignore[arg-type]
+
+    def _mismatched(self, batch: Sequence[Example]) -> Completions | None:
+        """The whole batch's completions, each after another row's prompt, scored by all ranks together."""
+        if "mismatched" not in self.objective.needs:
+            return None
+        pairs = mismatch(batch)
+        share = self._share(len(pairs))
+        mine = [pairs[i] for i in share]
+        policy = self.scorer.score_all(mine)[0].split(_token_counts(mine))
+        refs = self._reference_logps(mine)
+        scored = self._whole({i: (a.cpu(), b) for i, a, b in zip(share, policy, refs, strict=False)}, len(pairs))
+        return self._unmatched(pairs, [a for a, _ in scored], [b for _, b in scored])
+
+    def _unmatched(
+        self, pairs: Sequence[Example], policy: Sequence[Tensor], refs: Sequence[Tensor | None]
+    ) -> Completions:
+        device = self.args.device
+        join = lambda rows: torch.cat([torch.zeros(0), *(r.cpu() for r in rows)]).to(device)  # noqa: E731
+        known = join(refs) if refs and refs[0] is not None else None
+        return Completions(join(policy), _lengths(pairs).to(device), known if pairs else join([]))
+
+    # --- what stops a run -----------------------------------------------------------------------------------------
+
+    def _refuse_nonfinite(self, losses: Tensor, examples: Sequence[Example]) -> None:
+        bad = (~torch.isfinite(losses.detach())).nonzero().flatten().tolist()
+        if bad:
+            self._stop(f"the loss is {losses[bad[0]].item()}", [examples[i] for i in bad if i < len(examples)])
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            self._stop(f"the gradient norm is {float(norm)} although every loss is finite", [])
+        return norm
+
+    def _stop(self, what: str, rows: Sequence[Example]) -> None:
+        step = self.state.global_step + 1
+        file = Path(self.args.output_dir).parent / f"nonfinite-step-{step}.json"
+        told = [{"origin": str(e.record.origin), "record": e.record.to_json(), "prompt": e.prompt, "completions": e.completions} for e in rows]  # fmt: skip  # noqa: E501
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"step": step, "what": what, "rows": told}, ensure_ascii=False))
+        where = ", ".join(str(e.record.origin) for e in rows[:5]) or "no single row"
+        raise CheckFailed(
+            f"step {step}: {what} ({where}). Nothing was updated in this step. The rows and their tokens are in {file}. "
+            "A smaller learning_rate, float32 precision, or leaving these rows out are the usual remedies."
+        )
+
+    # --- evaluation and logs -----------------------------------------------------------------------------------------
+
+    def held_out_rows(self, examples: Sequence[Example] | None = None) -> list[dict[str, tuple[float, float]]]:
+        """Per example: name -> (sum, count) of every logged quantity, and ``loss``; dropout off, memory untouched."""
+        examples = self.held_out_examples if examples is None else list(examples)
+        size = self.batches.batch_size
+        starts = list(range(0, len(examples), size))
+        mine: dict[int, list[dict[str, tuple[float, float]]]] = {}
+        for k in self._share(len(starts)):
+            batch = examples[starts[k] : starts[k] + size]
+            mine[k] = self._rows_of(batch)
+        return [row for rows in self._whole(mine, len(starts)) for row in rows]
+
+    def _rows_of(self, batch: Sequence[Example]) -> list[dict[str, tuple[float, float]]]:
+        policy, lengths = self.scorer.score_all(batch)
+        refs = self._reference_logps(batch)
+        y = Completions(policy, lengths, torch.cat(refs).to(policy) if refs[0] is not None else None)  # type: ignore[arg-type]
+        unmatched = None
+        if "mismatched" in self.objective.needs:
+            pairs = mismatch(batch)
+            scored = self.scorer.score_all(pairs)[0].split(_token_counts(pairs))
+            unmatched = self._unmatched(pairs, scored, self._reference_logps(pairs))
+        rows, first = [], 0
+        for e in batch:
+            k = len(e.completions)
+            view = self._view(y.take(torch.arange(first, first + k, device=lengths.device)), [e], unmatched)
+            tally = Tally()
+            tally.add(measure(self.objective, view))
+            tally.add_ratio("loss", self.objective.loss(view), self.objective.size(view))
+            rows.append(tally.sums)
+            first += k
+        return rows
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        tally = Tally()
+        tally.merge(self.held_out_rows())  # type: ignore[arg-type]
+        metrics = {f"{metric_key_prefix}/{k}": v for k, v in tally.means().items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            if self._world[1] > 1:
+                self.tally.merge(gather_object([self.tally.sums]))
+            logs.update(self.tally.means())
+            self.tally = Tally()
+        super().log(logs, start_time)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.memory:
+            save_file({k: v.contiguous().cpu() for k, v in self.memory.items()}, folder / MEMORY_FILE)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:  # written last: a checkpoint without it was interrupted
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            done = {"step": self.state.global_step, "tokens_seen": self.tokens_seen}
+            (folder / COMPLETE_FILE).write_text(json.dumps(done))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
+        self.tokens_seen = json.loads((folder / COMPLETE_FILE).read_text())["tokens_seen"]
+        if (folder / MEMORY_FILE).exists():
+            self.memory = {k: v.to(self.args.device) for k, v in load_file(folder / MEMORY_FILE).items()}
+
+    # --- the reference cache ------------------------------------------------------------------------------------------
+
+    def to_be_scored(self, epochs: int, max_steps: int = -1) -> list[Example]:
+        """Everything that the reference will be asked for in this run, mismatched completions of every batch included."""
+        wanted, held_out, size = (
+            [*self.examples, *self.held_out_examples],
+            self.held_out_examples,
+            self.batches.batch_size,
+        )
+        if "mismatched" in self.objective.needs:
+            plan = [b for e in range(max(epochs, 1)) for b in self.batches.epoch(e)]
+            plan = plan if max_steps <= 0 else plan[:max_steps]
+            batches = [[self.examples[i] for i in b] for b in plan]
+            batches += [held_out[a : a + size] for a in range(0, len(held_out), size)]
+            wanted += [m for b in batches for m in mismatch(b)]
+        return wanted
+
+    def fill_cache(self, cached: Cached, live: Reference, epochs: int, max_steps: int = -1) -> int:
+        """Score with the live reference what the cache lacks; returns how many completions that were."""
+        return cached.fill(self.to_be_scored(epochs, max_steps), live)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint that was written to its end; :class:`CheckpointError` where there is none."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    complete = [p for p in found if (p / COMPLETE_FILE).exists()]
+    if not complete:
+        broken = f" {len(found)} incomplete one(s) there: {', '.join(p.name for p in found)}." if found else ""
+        raise CheckpointError(f"{folder} has no complete checkpoint to resume from.{broken} Start without resume.")
+    return complete[-1]
+
+
+def _lengths(examples: Sequence[Example]) -> Tensor:
+    """[B] tokens of every completion."""
+    return torch.tensor([len(c) for e in examples for c in e.completions], dtype=torch.long)
+
+
+def _token_counts(examples: Sequence[Example]) -> list[int]:
+    """Completion tokens of every example."""
+    return [sum(len(c) for c in e.completions) for e in examples]
+
+
+def _rng_state() -> tuple[Tensor, Any]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+
+
+def _set_rng_state(state: tuple[Tensor, Any]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state_all(state[1])
