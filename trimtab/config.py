@@ -113,7 +113,7 @@ def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
         ConfigError: an option is unknown (with the nearest name), has the wrong type, or no effect for this method.
     """
     merged = {**(load_yaml(file) if file else {}), **values}
-    cls = objective_class(str(merged.get("method", RunConfig.model_fields["method"].default)))
+    cls = objective_class(str(merged.get("method", "dpo")))
     fields = {f.name: f for f in dataclasses.fields(cls)}
     options: dict[str, Any] = {}
     ours: dict[str, Any] = {}
@@ -167,7 +167,7 @@ def _typed(cls: type[Objective], field: dataclasses.Field[Any], value: Any) -> A
     try:
         if kind is bool and isinstance(value, str):
             return {"true": True, "false": False}[value.lower()]
-        return kind(value)
+        return kind(value)  # type: ignore[misc]
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f'{cls.name()}: {field.name} is "{value}"; expected a {kind.__name__}.') from None
 

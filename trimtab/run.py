@@ -32,16 +32,18 @@ from trimtab.logprobs.reference import (
     adapter_off,
     sequence_tolerance,
 )
-from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install, uninstall
+from trimtab.logprobs.score import LayoutChoice, Scorer, choose_layout, install
 from trimtab.models import check_weights, home, load_model
 from trimtab.online.sample import sample
 from trimtab.prepare import Prepared, make_template, prepare
-from trimtab.report import Interval, bootstrap_interval, mean_interval, paired_gain, write_report
+from trimtab.report import Interval, mean_interval, paired_gain, write_report
+from trimtab.report.held_out import held_out_intervals
 from trimtab.tokens.batch import Example
 from trimtab.tokens.template import Template
 from trimtab.update.callbacks import MetricsFile, Progress, peak_memory_gb
 from trimtab.update.checks import Check, policy_equals_reference
 from trimtab.update.trainer import Update, last_checkpoint
+from trimtab.update.weights import no_dropout, save_weights, with_adapter
 
 Reward = Callable[[str, str], float]  # (prompt, answer) -> the true reward, where it is known
 
@@ -153,7 +155,8 @@ class _Run:
         self.save_card()
         say = self.say
         say(
-            f"{card['file']}: {card['shape']}; {card['rows']:,} rows -> {card['train']:,} to train on, {card['held_out']:,} held out"
+            f"{card['file']}: {card['shape']}; {card['rows']:,} rows -> {card['train']:,} to train on, "
+            f"{card['held_out']:,} held out"
         )
         for reason, n in card["dropped"].items():
             say(f"  left out {n:,}: {reason}")
@@ -180,7 +183,8 @@ class _Run:
         model.to(device)
         choice = choose_layout(model, _short(data.train), config.layout)
         if config.finetune == "lora":
-            model = with_adapter(model, config)
+            set_seed(config.seed)
+            model = with_adapter(model, config.lora_rank, config.lora_alpha, config.lora_targets)
         install(model, self.precision, choice.mode)
         self.card["engine"] = {
             "layout": choice.mode,
@@ -303,11 +307,8 @@ class _Run:
         if not self.main:
             return
         try:
-            with full_weights(model) as whole:
-                whole.save_pretrained(self.folder)
+            save_weights(model, self.folder)
             template.tokenizer.save_pretrained(self.folder)
-            if hasattr(model, "peft_config"):
-                model.save_pretrained(self.folder / "adapter")  # type: ignore[operator]
         except OSError as e:
             raise CheckpointError(
                 f"the model could not be written to {self.folder}: {e}. Free space and resume."
@@ -432,39 +433,6 @@ class _Run:
             raise CheckpointError(f"{self.folder} cannot be resumed: changed since it started: {'; '.join(changed)}.")
 
 
-def full_weights(model: nn.Module) -> Any:
-    """Context: the plain transformers model, the adapter merged into its weights while it lasts."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def merged() -> Any:
-        installed = vars(model).get("forward")
-        attention = base_model(model).config._attn_implementation
-        uninstall(model)
-        if not hasattr(model, "merge_adapter"):
-            try:
-                yield model
-            finally:
-                _reinstall(model, installed, attention)
-            return
-        import copy
-
-        whole = copy.deepcopy(model).merge_and_unload()
-        try:
-            yield whole
-        finally:
-            _reinstall(model, installed, attention)
-
-    return merged()
-
-
-def _reinstall(model: nn.Module, forward: Any, attention: str) -> None:
-    if forward is not None:
-        model.forward = forward
-    if base_model(model).config._attn_implementation != attention:
-        base_model(model).set_attn_implementation(attention)
-
-
 # --- small decisions ------------------------------------------------------------------------------------------------------
 
 
@@ -479,32 +447,6 @@ def resolve_precision(name: str) -> torch.dtype:
     except OSError:
         flags = ""
     return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
-
-
-def no_dropout(model: nn.Module) -> None:
-    """Preference objectives compare two forward passes of one text: dropout would be noise between them."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def with_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
-    """A LoRA adapter on the model, its start seeded, no dropout."""
-    from peft import LoraConfig, get_peft_model
-
-    targets = config.lora_targets if "," not in config.lora_targets else config.lora_targets.split(",")
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    set_seed(config.seed)
-    return get_peft_model(model, lora)  # type: ignore[return-value, arg-type]
 
 
 def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingArguments:
@@ -540,35 +482,6 @@ def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingA
         dataloader_num_workers=0,
         remove_unused_columns=False,
     )
-
-
-def held_out_intervals(
-    rows: Sequence[dict[str, tuple[float, float]]], prompts: Sequence[Any], seed: int
-) -> dict[str, Any]:
-    """name -> interval, rows of one prompt resampled together. Thumbs get the AUC of their rewards."""
-    found: dict[str, Any] = {}
-    for name in sorted({k for row in rows for k in row}):
-        have = [(row[name], p) for row, p in zip(rows, prompts, strict=True) if name in row and row[name][1]]
-        values, clusters = np.array([v for v, _ in have]), [p for _, p in have]
-        if len(set(clusters)) > 1:
-            ratio = lambda x: float(x[:, 0].sum() / x[:, 1].sum())  # noqa: E731
-            found[name] = bootstrap_interval(values, ratio, seed, clusters=clusters).to_json()
-    up = [("rewards/chosen" in row, row) for row in rows]
-    if rows and not any("rewards/margins" in row for row in rows) and {k for k, _ in up} == {True, False}:
-        scored = np.array([[k, row["rewards/chosen" if k else "rewards/rejected"][0]] for k, row in up], dtype=float)
-        found["rewards/auc"] = bootstrap_interval(scored, _auc, seed, clusters=list(prompts)).to_json()
-    return found
-
-
-def _auc(x: Any) -> float:
-    """P(reward of a thumbs-up > reward of a thumbs-down), ties counted half."""
-    from scipy.stats import rankdata
-
-    up = x[:, 0] > 0
-    n, m = int(up.sum()), int((~up).sum())
-    if not n or not m:
-        return 0.5
-    return float((rankdata(x[:, 1])[up].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def _interval(values: Sequence[float]) -> Any:

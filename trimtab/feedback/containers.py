@@ -57,7 +57,10 @@ def load(source: str | Path, *, split: str | None = None, limit: int | None = No
         return Table(name, _parquet_rows(name, content, limit), digest)
     text = _decode(name, content)
     if Path(name.removesuffix(".gz")).suffix.lower() in (".csv", ".tsv"):
-        return Table(name, list(islice(_csv_rows(name, text), limit)), digest)
+        lines = list(islice(_csv_rows(name, text), limit))
+        if not lines:
+            raise DataError(f"{name} is empty (0 rows below its header). Check the command that wrote it.")
+        return Table(name, lines, digest)
     rows, notes = _json_rows(name, text, limit)
     return Table(name, rows, digest, notes)
 
@@ -131,7 +134,10 @@ def _json_lines(name: str, text: str, limit: int | None) -> tuple[list[Any], lis
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise _bad_json(name, number, error) from None
-    return rows, [f"{blank:,} blank lines are not counted as rows"] if blank else []
+        except RecursionError:
+            raise DataError(f"{name} line {number:,} is nested too deeply to be feedback.") from None
+    note = "1 blank line is not counted as a row" if blank == 1 else f"{blank:,} blank lines are not counted as rows"
+    return rows, [note] if blank else []
 
 
 def _bad_json(name: str, line: int, error: json.JSONDecodeError) -> DataError:
@@ -178,9 +184,11 @@ def _cell(column: str, cell: str) -> Any:
 
 
 def _parquet_rows(name: str, content: bytes, limit: int | None) -> list[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DataError(f"Reading {name} needs the pyarrow library: pip install 'trimtab[data]'.") from None
     try:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:
@@ -195,7 +203,7 @@ def _load_hub(name: str, split: str | None, limit: int | None) -> Table:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"Reading hub:{name} needs the datasets library: pip install datasets.") from None
+        raise DataError(f"Reading hub:{name} needs the datasets library: pip install 'trimtab[data]'.") from None
     path, _, configuration = name.partition(":")
     notes: list[str] = []
     try:

@@ -19,7 +19,7 @@ from itertools import combinations, pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 from trimtab.errors import ConfigError, FeedbackKindError, nearest
-from trimtab.feedback.kinds import KINDS, kind_of, name_of
+from trimtab.feedback.kinds import KINDS, counted, kind_of, name_of
 from trimtab.feedback.records import (
     Comparison,
     Conversation,
@@ -137,7 +137,7 @@ def comparisons_to_thumbs(records: Iterable[Comparison]) -> tuple[list[Thumb], C
         verdicts.setdefault((thumb.prompt, thumb.completion), set()).add(thumb.desirable)
     both = sum(len(said) == 2 for said in verdicts.values())
     if both:
-        lost += f" {both:,} completions won one comparison and lost another; they are now both up and down."
+        lost += f" {counted(both, 'completion')} won one comparison and lost another: both up and down now."
     return out, _account(Comparison, Thumb, records, out, lost, dropped)
 
 
@@ -198,7 +198,7 @@ def settle_ties(records: Iterable[Comparison], *, ties: Ties = "keep") -> tuple[
             lost = ""
         case "drop":
             dropped["tie"] = tied
-            lost = f"{tied:,} ties: that these completions are equally good."
+            lost = f"{counted(tied, 'tie')}: that such completions are equally good."
         case "split":
             dropped[SAME_TEXT] = sum(r.tie and r.chosen.strip() == r.rejected.strip() for r in records)
             lost = f"that {tied:,} pairs are ties: each is now two opposite wins, which weigh twice as much as one win."

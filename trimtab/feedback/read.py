@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 from trimtab.errors import DataError, FeedbackKindError, nearest
 from trimtab.feedback.containers import load
+from trimtab.feedback.detect import choose
 from trimtab.feedback.kinds import counted, kind_of, name_of
 from trimtab.feedback.labels import translator
 from trimtab.feedback.records import Comparison, Origin, Record, Thumb
 from trimtab.feedback.rows import Problem, Row, check
-from trimtab.feedback.shapes import Shape, choose
+from trimtab.feedback.shapes import Shape
 
 EXAMPLES = 5
 
@@ -84,9 +85,7 @@ def read(
     rows = _rename(table.rows, columns or {}, table.name)
     objects = [row for row in rows if isinstance(row, dict)]
     if not objects:
-        raise DataError(
-            f"{table.name}: its {len(rows):,} rows are {type(rows[0]).__name__} values, not columns with names."
-        )
+        raise DataError(f"{table.name}: it holds {type(rows[0]).__name__} values, not rows of columns with names.")
     chosen = choose(objects, shape, table.name)
     prepare, notes = _preparation(chosen, objects, columns or {}, labels, table.name)
 
@@ -211,7 +210,7 @@ def _preparation(
     shape: Shape, rows: Sequence[Row], renamed: Mapping[str, str], labels: Mapping[str, str] | None, source: str
 ) -> tuple[Callable[[Row], Row], list[str]]:
     """What is done to every row before its layout reads it: columns get their names here, codes get their meaning."""
-    found = list(dict.fromkeys(column for row in rows for column in row))
+    found = list(dict.fromkeys(column for row in rows for column, value in row.items() if value is not None))
     names = shape.columns(found)
     readable = {*names.values(), *shape.also}
     for here in renamed:
@@ -266,7 +265,8 @@ def _implicit_note(shape: Shape, kept: int, rows: int) -> list[str]:
     if "prompt" in shape.needs or {"chosen", "rejected"} != set(shape.needs):
         return []
     return [
-        f"{kept:,} of {rows:,} rows gave a prompt that both sides share; it was split off where a turn or word ends"
+        f"in {kept:,} of {counted(rows, 'row')} both sides begin with the same prompt; "
+        "it ends where a message, a turn or a word does"
     ]
 
 
@@ -274,6 +274,7 @@ def _all_dropped(
     source: str, shape: Shape, rows: int, dropped: Mapping[str, int], where: Mapping[str, list[int]]
 ) -> str:
     if not dropped:
-        return f'{source}: its {counted(rows, "row")} hold no records in the layout "{shape.name}". Pass shape= if it is another.'
+        return f'{source}: {counted(rows, "row")} and no record in the layout "{shape.name}". Pass shape= for another.'
     reasons = "; ".join(f"{reason}: {count:,} (first in row {where[reason][0]:,})" for reason, count in dropped.items())
-    return f'{source}: none of its {counted(rows, "row")} can be used as "{shape.name}". {reasons}. Correct them, or pass shape=.'
+    used = f'none of {counted(rows, "row")} can be used as "{shape.name}"'
+    return f"{source}: {used}. {reasons}. Correct them, or pass shape=."

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,8 +95,8 @@ class Layout:
     length: Tensor
 
     def to(self, device: torch.device) -> Layout:
-        tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Layout(**tensors)
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Layout(**moved)
 
 
 def lay_out(examples: Sequence[Example], mode: Mode) -> Layout:

@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.errors import CacheError
 from trimtab.logprobs.cache import LogpCache
 from trimtab.logprobs.layout import Mode
-from trimtab.logprobs.score import Scorer, install, uninstall
+from trimtab.logprobs.score import Scorer, install, uninstalled
 from trimtab.tokens.batch import Example, completion_keys
 
 
@@ -42,9 +42,8 @@ class FrozenCopy:
 def frozen_copy(model: nn.Module, precision: torch.dtype, mode: Mode) -> nn.Module:
     """A copy that shares nothing with the model and needs no gradient."""
     # the installed forward is bound to the original: a copy that kept it would be the original
-    uninstall(model)
-    twin = copy.deepcopy(model).requires_grad_(False).eval()
-    install(model, precision, mode)
+    with uninstalled(model):
+        twin = copy.deepcopy(model).requires_grad_(False).eval()
     install(twin, precision, mode)
     return twin
 
@@ -63,9 +62,10 @@ class AdapterOff:
 
 def adapter_off(model: nn.Module) -> AbstractContextManager[None]:
     """peft's ``disable_adapter`` under whatever wraps the model; does nothing for a model without adapter."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner.disable_adapter() if hasattr(inner, "disable_adapter") else nullcontext()
 
 
 class Cached:

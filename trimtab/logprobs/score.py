@@ -34,9 +34,10 @@ ROWS_OTHER_HEAD = 256  # rows per chunk where the head is not a plain linear lay
 
 def base_model(model: nn.Module) -> Any:
     """The transformers model inside whatever wraps it (DDP, peft)."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
@@ -59,6 +60,20 @@ def uninstall(model: nn.Module) -> None:
     base = base_model(model)
     if base.config._attn_implementation == attention.NAME:
         base.set_attn_implementation("sdpa")
+
+
+@contextmanager
+def uninstalled(model: nn.Module) -> Iterator[None]:
+    """The model as transformers loaded it while this lasts: to copy it, to save it."""
+    forward, attending = vars(model).get("forward"), base_model(model).config._attn_implementation
+    uninstall(model)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            model.forward = forward
+        if attending == attention.NAME:
+            base_model(model).set_attn_implementation(attending)
 
 
 @contextmanager

@@ -61,12 +61,13 @@ class Progress(TrainerCallback):
     """A live line on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.start, self.first, self.live = console, 0.0, 0, None
+        self.console, self.start, self.first = console, 0.0, 0
+        self.live: Live | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.start, self.first = time.perf_counter(), state.global_step
         if state.is_world_process_zero and self.console.is_terminal:
-            self.live: Live | None = Live(console=self.console, transient=False, refresh_per_second=4)
+            self.live = Live(console=self.console, transient=False, refresh_per_second=4)
             self.live.start()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:

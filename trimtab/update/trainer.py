@@ -342,7 +342,7 @@ class Update(Trainer):
         tally.merge(self.held_out_rows())  # type: ignore[arg-type]
         metrics = {f"{metric_key_prefix}/{k}": v for k, v in tally.means().items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,0 +1,74 @@
+"""Every method of the foundation on real data with SmolLM2-135M-Instruct: one run each through the command line.
+
+    python benchmarks/real_data.py            # all runs, then the table
+    python benchmarks/real_data.py --table    # the table of the runs that are there
+
+Runs are folders under runs/real-data; one that is finished is not run again. The data lies in $TRIMTAB_DATA
+(default: ../shared/data beside the checkout).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DATA = Path(os.environ.get("TRIMTAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
+OUT = Path("runs/real-data")
+HH = "hh-rlhf/harmless-base-test.jsonl.gz"
+QA = "finegrained-qa-feedback/dev_feedback.json"
+EN, ZH = "llamafactory/dpo_en_demo.json", "zh/llamafactory/dpo_zh_demo.json"
+LONG = "--max_length 2048"
+
+RUNS = {
+    "sft-self-instruct": ("self-instruct/seed_tasks.jsonl", "--method sft --epochs 3 --batch_size 8"),
+    "dpo-hh-lora": (HH, "--method dpo --finetune lora"),
+    "dpo-hh-full": (HH, "--method dpo --finetune full"),
+    "kto-halueval": ("halueval/general_data.json", "--method kto --limit 1500 --desirable_weight 0.27"),
+    "todo-finegrained": (QA, "--method todo --limit 150 --beta 0.1"),
+    "dpo-en": (EN, f"--method dpo --batch_size 8 {LONG}"),
+    "simpo-en": (EN, f"--method simpo --batch_size 8 {LONG}"),
+    "dpo-zh": (ZH, f"--method dpo --batch_size 8 {LONG}"),
+    "simpo-zh": (ZH, f"--method simpo --batch_size 8 {LONG}"),
+}
+SHOWN = ("rewards/accuracies", "rewards/auc", "accuracies/three_way", "nll")
+
+
+def main() -> None:
+    if "--table" not in sys.argv:
+        for name, (file, flags) in RUNS.items():
+            card = OUT / name / "run.json"
+            if not card.exists() or json.loads(card.read_text())["status"] != "finished":
+                command = [sys.executable, "-m", "trimtab", "train", str(DATA / file), *flags.split()]
+                subprocess.run([*command, "--output", str(OUT / name)], check=False)
+    print(table())
+
+
+def table() -> str:
+    """Markdown: one line per run that is there."""
+    lines = ["| run | rows: kept, held out, left out | held out before | after (95 % interval) | KL, nats | steps, minutes, peak GB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name in RUNS:
+        file = OUT / name / "run.json"
+        if not file.exists():
+            continue
+        card = json.loads(file.read_text())
+        data, engine = card["data"], card["engine"]
+        dropped = "; ".join(f"{n} {reason}" for reason, n in data["dropped"].items()) or "none"
+        before, after = card["evaluation"].get("before", {}), card["evaluation"].get("after", {})
+        show = lambda e: "<br>".join(f"{k} {_interval(e[k])}" for k in SHOWN if k in e)  # noqa: E731
+        kl = _interval(card["samples"]["kl"]) if card.get("samples", {}).get("kl") else ""
+        cost = f"{card.get('steps')}, {card.get('seconds', 0) / 60:.0f}, {engine.get('peak_memory_gb')}"
+        rows = f"{data['train']:,}, {data['held_out']:,}, {dropped}"
+        lines.append(f"| {name} `{RUNS[name][1]}` | {rows} | {show(before)} | {show(after)} | {kl} | {cost} |")
+    return "\n".join(lines)
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+if __name__ == "__main__":
+    main()
