@@ -48,7 +48,9 @@ def main() -> None:
 
 def table() -> str:
     """Markdown: one line per run that is there."""
-    lines = ["| run | rows: kept, held out, left out | held out before | after (95 % interval) | KL, nats | steps, minutes, peak GB |"]
+    lines = [
+        "| run | rows: kept, held out, left out | held out before | after (95 % interval) | KL, nats | steps, minutes, peak GB |"
+    ]
     lines.append("|---|---|---|---|---|---|")
     for name in RUNS:
         file = OUT / name / "run.json"

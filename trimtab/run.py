@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,23 +29,20 @@ from trimtab.logprobs.reference import (
     Cached,
     FrozenCopy,
     Reference,
-    adapter_off,
     sequence_tolerance,
 )
 from trimtab.logprobs.score import LayoutChoice, Scorer, choose_layout, install
 from trimtab.models import check_weights, home, load_model
-from trimtab.online.sample import sample
 from trimtab.prepare import Prepared, make_template, prepare
-from trimtab.report import Interval, mean_interval, paired_gain, write_report
+from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
-from trimtab.tokens.batch import Example
+from trimtab.samples import Probe, Reward
+from trimtab.tokens.batch import Example, completion_keys
 from trimtab.tokens.template import Template
 from trimtab.update.callbacks import MetricsFile, Progress, peak_memory_gb
 from trimtab.update.checks import Check, policy_equals_reference
 from trimtab.update.trainer import Update, last_checkpoint
 from trimtab.update.weights import no_dropout, save_weights, with_adapter
-
-Reward = Callable[[str, str], float]  # (prompt, answer) -> the true reward, where it is known
 
 
 def train(
@@ -108,6 +105,7 @@ class _Run:
                 "paper": self.objective.paper,
             },
             "evaluation": previous.get("evaluation", {}),
+            "answers_before": previous.get("answers_before", []),
             "resumed": bool(previous),
         }
         self.previous = previous
@@ -123,22 +121,21 @@ class _Run:
         config = self.config
         template = make_template(config)
         data = prepare(config, self.objective, template)
-        self._tell_data(data)
+        self._tell_data(data, template)
         model, choice = self._model(data)
         scorer = Scorer(model, choice.mode, config.token_budget)
         trainer = self._trainer(model, scorer, data, template)
         trainer.reference = self._reference(model, scorer, trainer)
-        prompts = self._prompts(data, template, test_prompts)
+        probe = Probe(template, data, config.samples, config.sample_tokens, config.seed, self.precision, test_prompts)
         if not self.previous:
             self._check(trainer, data)
             self.card["evaluation"]["before"] = self._evaluate(trainer, quiet="reference" in self.objective.needs)
-        before = self._answers(model, template, prompts)
+            self.card["answers_before"] = probe.answer(model)
         self.save_card()
         self._train(trainer)
         self._save_weights(model, template)
         self.card["evaluation"]["after"] = self._evaluate(trainer)
-        after = self._answers(model, template, prompts)
-        self._compare_samples(trainer, model, template, prompts, before, after, reward)
+        self._compare_samples(probe, trainer, reward)
         if self.card["status"] == "running":
             self.card["status"] = "finished"
         self.card["seconds"] = round(time.perf_counter() - self.started, 1)
@@ -148,9 +145,9 @@ class _Run:
             report = write_report(self.folder)
             self.say(f"report: {report}")
 
-    def _tell_data(self, data: Prepared) -> None:
+    def _tell_data(self, data: Prepared, template: Template) -> None:
         card = self.card["data"] = data.card(self.config.data)
-        self.card["fingerprints"] = {"data": data.reading.sha256, "code": code_hash()}
+        self.card["fingerprints"] = {"data": data.reading.sha256, "code": code_hash(), "template": template.fingerprint}
         self._refuse_other_run()
         self.save_card()
         say = self.say
@@ -314,91 +311,16 @@ class _Run:
                 f"the model could not be written to {self.folder}: {e}. Free space and resume."
             ) from e
 
-    # --- samples ----------------------------------------------------------------------------------------------------
-
-    def _prompts(self, data: Prepared, template: Template, test: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-        """(text, token ids) of the prompts to answer before and after."""
-        if test:
-            from trimtab.feedback.records import Message
-
-            return [(p, tuple(template.prompt_ids((Message("user", p),)))) for p in test]
-        distinct = {e.prompt: e for e in data.held_out or data.train}
-        chosen = list(distinct.values())[: self.config.samples]
-        return [(template.tokenizer.decode(list(e.prompt)), e.prompt) for e in chosen]
-
-    def _answers(
-        self, model: nn.Module, template: Template, prompts: Sequence[tuple[str, tuple[int, ...]]]
-    ) -> list[tuple[int, ...]]:
-        if not prompts or (self.previous and not self.card.get("steps")):
-            return []
-        return sample(
-            model,
-            template.tokenizer,
-            [ids for _, ids in prompts],
-            max_new_tokens=self.config.sample_tokens,
-            seed=self.config.seed,
-            precision=self.precision,
-        )
-
-    def _compare_samples(
-        self,
-        trainer: Update,
-        model: nn.Module,
-        template: Template,
-        prompts: Sequence[tuple[str, tuple[int, ...]]],
-        before: list[tuple[int, ...]],
-        after: list[tuple[int, ...]],
-        reward: Reward | None,
-    ) -> None:
-        if not after:
+    def _compare_samples(self, probe: Probe, trainer: Update, reward: Reward | None) -> None:
+        if not probe.prompts:
             return
-        if not before:  # resumed: the answers of the untrained model are on disk
-            before = [tuple(a) for a in self.previous.get("answers_before", [])]
-        self.card["answers_before"] = before
-        text = lambda ids: template.tokenizer.decode(list(ids), skip_special_tokens=True)  # noqa: E731
-        rows = [
-            {"prompt": p, "before": text(b), "after": text(a)}
-            for (p, _), b, a in zip(prompts, before, after, strict=False)
-        ]
-        found = self.card["samples"] = {
-            "kl": self._sampled_kl(trainer, model, prompts, after),
-            "length_before": _interval([len(b) for b in before]),
-            "length_after": _interval([len(a) for a in after]),
-        }
-        if reward:
-            for row in rows:
-                row["reward_before"], row["reward_after"] = (
-                    reward(row["prompt"], row["before"]),
-                    reward(row["prompt"], row["after"]),
-                )  # type: ignore[assignment]
-            old, new = [float(r["reward_before"]) for r in rows], [float(r["reward_after"]) for r in rows]
-            found |= {"reward_before": _interval(old), "reward_after": _interval(new)}
-            found |= {"reward_gain": paired_gain(old, new).to_json(), "reward_name": getattr(reward, "__doc__", "")}
+        before = [tuple(ids) for ids in self.card["answers_before"]]
+        after = probe.answer(trainer.scorer.model)
+        rows, self.card["samples"] = probe.compare(before, after, reward)
+        self.card["samples"]["kl"] = probe.kl(after, trainer.scorer, self.config.model)
         if self.main:
             with (self.folder / "samples.jsonl").open("w") as f:
                 f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-    def _sampled_kl(
-        self,
-        trainer: Update,
-        model: nn.Module,
-        prompts: Sequence[tuple[str, tuple[int, ...]]],
-        after: list[tuple[int, ...]],
-    ) -> Any:
-        """KL(policy || start) in nats per answer: the mean log-ratio of the policy's own samples (k1)."""
-        from trimtab.feedback.records import Demonstration
-
-        examples = [Example(ids, (a,), Demonstration((), "")) for (_, ids), a in zip(prompts, after, strict=True)]
-        policy, lengths = trainer.scorer.score_all(examples)
-        if hasattr(model, "disable_adapter"):
-            with adapter_off(model):
-                start = trainer.scorer.score_all(examples)[0]
-        else:
-            other = load_model(self.config.model, dtype=next(model.parameters()).dtype).to(policy.device)
-            install(other, self.precision, trainer.scorer.mode)
-            start = Scorer(other, trainer.scorer.mode, trainer.scorer.budget).score_all(examples)[0]
-        sums = [part.sum().item() for part in (policy - start).split(lengths.tolist())]
-        return _interval(sums)
 
     # --- the run folder -----------------------------------------------------------------------------------------------
 
@@ -484,10 +406,6 @@ def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingA
     )
 
 
-def _interval(values: Sequence[float]) -> Any:
-    return mean_interval(list(values)).to_json() if len(values) > 1 else None
-
-
 def _short(examples: Sequence[Example], n: int = 4) -> list[Example]:
     """A few short examples with distinct prompts: what the checks are run on."""
     distinct = {e.prompt: e for e in examples if e.completions}
@@ -495,8 +413,6 @@ def _short(examples: Sequence[Example], n: int = 4) -> list[Example]:
 
 
 def _all_cached(cached: Cached, example: Example) -> bool:
-    from trimtab.tokens.batch import completion_keys
-
     return all(k in cached.cache for k in completion_keys(example))
 
 

@@ -134,7 +134,25 @@ def test_writing_is_atomic_and_repeatable(tmp_path):
         write([WIN, Comparison(P, "a", " ")], path)
     write([WIN], tmp_path / "y.jsonl.gz")
     assert before == path.read_bytes() == (tmp_path / "y.jsonl.gz").read_bytes()
+    assert before[4:8] == b"\0\0\0\0"  # gzip's time stamp, left out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl.gz", "y.jsonl.gz"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(DataError, match="x.jsonl cannot be written: No space left on device"):
+        write([WIN], tmp_path / "x.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_file_can_be_read_by_people_and_half_a_surrogate_survives(tmp_path):
+    records = [Demonstration((Message("user", "你好"),), "ü"), Demonstration(P, "\ud83d")]
+    write(records, tmp_path / "x.jsonl")
+    assert '"你好"' in (tmp_path / "x.jsonl").read_text(encoding="utf-8")
+    assert read(tmp_path / "x.jsonl").records == records
 
 
 def test_writing_refuses_what_reading_would_not_find(tmp_path):
@@ -153,7 +171,7 @@ def test_writing_refuses_what_reading_would_not_find(tmp_path):
 
 def test_refuse_names_file_row_columns_and_the_fix(jsonl):
     good, twin = {"prompt": "p", "chosen": "a", "rejected": "b"}, "x" * 212
-    path = jsonl(*[good] * 1283, {"prompt": "p", "chosen": twin, "rejected": f" {twin}\n"})
+    path = jsonl(*[good] * 1283, {"prompt": "p", "chosen": f"{twin} ", "rejected": f"\n{twin}"})
     with pytest.raises(DataError) as refused:
         read(path, bad_rows="refuse")
     assert str(refused.value) == (
@@ -270,6 +288,13 @@ def test_unknown_columns_get_what_was_found_the_nearest_layout_and_the_fix(jsonl
 def test_nothing_that_was_said_is_read_past(jsonl, row, message):
     with pytest.raises(DataError, match=message):
         read(jsonl(row))
+
+
+def test_a_stray_row_of_another_layout_does_not_decide(jsonl):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    reading = read(jsonl(pair, {"prompt": "p", "completion": "a", "label": 1}, pair))
+    assert (reading.shape, reading.dropped) == ("trl preference", {'missing column "chosen"': 1})
+    assert reading.notes == ["columns not used: completion, label"]
 
 
 def test_columns_are_renamed_and_a_rename_without_effect_is_refused(jsonl):

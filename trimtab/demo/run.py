@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from trimtab.demo.feedback import FEEDBACK, held_out_prompts
-from trimtab.demo.reward import reward
 
 from trimtab import run
 from trimtab.config import resolve
+from trimtab.demo.feedback import FEEDBACK, held_out_prompts
+from trimtab.demo.reward import reward
 from trimtab.objectives import objective_class
 from trimtab.report import Interval, mean_interval, paired_gain, write_report
 

@@ -6,6 +6,7 @@ repaired in a stated way or refused, and counted. A completion ends with the end
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,12 @@ class Template:
             )
         self.control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special})
         self.repaired: Counter[str] = Counter()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the text: the chat template, or that there is none."""
+        text = self.tokenizer.chat_template if self.mode == "chat" else f"plain {self.eos}"
+        return hashlib.blake2b(str(text).encode(), digest_size=8).hexdigest()
 
     def prompt_text(self, prompt: Conversation) -> str:
         """The conversation as text, up to where the model answers."""
