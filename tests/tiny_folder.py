@@ -70,8 +70,7 @@ def tiny_folder(path: Path, seed: int = 0, **config: object) -> Path:
 
 
 def feedback_file(path: Path, kind: str, n: int, seed: int = 0) -> Path:
-    """``n`` rows of one of :data:`KINDS` (``ties``: comparisons, every third a tie) in canonical form, prompts distinct,
-    lengths mixed."""
+    """``n`` rows in canonical form, distinct prompts, mixed lengths. ``ties``: comparisons of which every third is a tie."""
     rng = random.Random(seed)
 
     def words(most: int) -> str:

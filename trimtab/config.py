@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of steps in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0 for none")
-    optimizer: str = Field("adamw_torch", description="optimizer of transformers")
+    optimizer: str = Field("adamw_torch_fused", description="optimizer of transformers")
 
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field("auto", description="of matrix products")
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
