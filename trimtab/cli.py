@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import shlex
 import sys
@@ -15,36 +16,82 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
 
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, TokenError, TrimtabError, nearest
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app = typer.Typer(
     help="Align language models with feedback: pairs, ties, thumbs, rankings, scores or demonstrations.",
+    epilog="Exit codes: 0 done; 1 a bug in trimtab (with a traceback); 2 something to correct, said in one message; "
+    "130 interrupted (during training the model and the report are saved first).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 data_app = typer.Typer(help="Look at a feedback file before a model sees it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+class Flags(TyperCommand):
+    """A command that takes any ``--name value``: files may stand before, between or after them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        alone = {name for p in self.params if getattr(p, "is_flag", False) for name in p.opts} | {"--help"}
+        files, options = files_and_options(args, alone)
+        places = [p for p in self.params if p.param_type_name == "argument"]
+        # a file that is not named must not be taken from the options
+        files += [""] * sum(not p.required for p in places[len(files) :])
+        return super().parse_args(ctx, files + options if len(files) >= len(places) else files)
+
+
+def files_and_options(words: list[str], alone: set[str]) -> tuple[list[str], list[str]]:
+    """The words apart, each option as ``--name=value``. Options in ``alone`` take no value."""
+    from trimtab.config import RunConfig
+
+    switches = {name for name, f in RunConfig.model_fields.items() if f.annotation is bool}
+    rest, files, options = list(words), list[str](), list[str]()
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            files.append(word)
+            continue
+        following = rest[0] if rest and not rest[0].startswith("--") else None
+        if word[2:].replace("-", "_") in switches and following not in ("true", "false"):
+            following = None
+        if "=" not in word and word not in alone and following is not None:
+            word = f"{word}={rest.pop(0)}"
+        options.append(word)
+    return files, options
 
 
 def main() -> None:
     """Entry point: errors that the user can act on are one message, without a traceback."""
     _quiet()
     try:
-        app()
+        app(prog_name="trimtab")
     except TrimtabError as e:
         _fail(str(e))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except BrokenPipeError:  # `trimtab methods | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in DISK_FULL:
+            _fail(
+                f"the disk is full ({e.filename or 'no file named'}). Free space, or choose another place (--output)."
+            )
+        if e.errno not in NOT_WRITABLE or not e.filename:
             raise
-        _fail(f"the disk is full ({e.filename or 'no file named'}). Free space; a run goes on with --resume.")
+        _fail(
+            f"{e.filename}: {(e.strerror or 'cannot be used').lower()}. Choose another place, or change its permissions."
+        )
 
 
 def _quiet() -> None:
@@ -61,8 +108,18 @@ def _quiet() -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    from trimtab.report.text import visible
+
+    text = Text.assemble(("error: ", "bold red"), visible(message))
+    Console(stderr=True, highlight=False, emoji=False).print(text, soft_wrap=True)
     raise SystemExit(code)
+
+
+def _say(text: object) -> None:
+    """Print a text that may hold anything: no markup is read in it, and no control character reaches the terminal."""
+    from trimtab.report.text import visible
+
+    console.print(Text(visible(text)), soft_wrap=True)
 
 
 def parse_flags(words: list[str]) -> dict[str, Any]:
@@ -72,15 +129,24 @@ def parse_flags(words: list[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f'Unexpected "{word}": options are written --name value.')
+            raise ConfigError(f'Unexpected "{word}": this takes one file, and options are written --name value.')
         name, equals, value = word[2:].partition("=")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         name = name.replace("-", "_")
         if name in found:
             raise ConfigError(f'The option "{name}" is given twice.')
-        found[name] = yaml.safe_load(value) if value[:1] in "{[" else value
+        found[name] = _structure(name, value) if value[:1] in ("{", "[") else value
     return found
+
+
+def _structure(name: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f'--{name} {value} is not a mapping. Write it in one pair of quotes: --{name} \'{{"1": "first"}}\'.'
+        ) from None
 
 
 def _options_help() -> str:
@@ -94,7 +160,7 @@ def _options_help() -> str:
     return "\n".join(lines)
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Flags, context_settings=EXTRA)
 def train(
     ctx: typer.Context,
     data: str = typer.Argument("", help="feedback file (jsonl, json, csv, parquet, .gz) or hub:org/name"),
@@ -116,28 +182,47 @@ def train(
     from trimtab.config import resolve
 
     flags = parse_flags(ctx.args)
+    if data and "data" in flags:
+        raise ConfigError(f'The feedback file is named twice: "{data}" and --data "{flags["data"]}". Remove one.')
     if data:
         flags["data"] = data
-    elif not config:
+    elif not config and "data" not in flags:
         raise ConfigError(
             "Name a feedback file: trimtab train FILE --method dpo (or --config FILE.yaml with data: in it)."
         )
     folder = run.train(resolve(flags, config), command=_command(), console=console)
-    console.print(f"done: {folder}", soft_wrap=True)
+    if json.loads((folder / "run.json").read_text())["status"] == "interrupted":
+        _say(f"interrupted: {folder}")
+        raise SystemExit(130)
+    _say(f"done: {folder}")
 
 
 def _command() -> str:
     return shlex.join(["trimtab", *sys.argv[1:]])
 
 
-def _config(ctx: typer.Context, file: str, **more: Any) -> Any:
-    """A configuration for the data commands: any method will do, its kind of feedback is not enforced."""
+READING = ("shape", "columns", "labels", "split", "bad_rows", "limit")
+CONVERTING = ("convert", "tie_threshold", "score_threshold")
+TEMPLATE = ("template", "chat_template", "eos")
+LENGTHS = ("max_length", "truncation")
+
+
+def _config(ctx: typer.Context, file: str, known: tuple[str, ...], **more: Any) -> Any:
+    """A configuration for a command that takes the options in ``known``: any method will do, its kind is not enforced."""
     from trimtab.config import resolve
 
-    return resolve({"data": file, "method": "sft", **parse_flags(ctx.args), **more})
+    flags = parse_flags(ctx.args)
+    for name in flags:
+        if name not in known:
+            hint = nearest(name, list(known))
+            raise ConfigError(
+                f'The option "{name}" has no effect on `trimtab {ctx.command_path.split(" ", 1)[-1]}`.{hint} '
+                f"Options there: {', '.join(known)}."
+            )
+    return resolve({"data": file, "method": "sft", **flags, **more})
 
 
-@data_app.command("check", context_settings=EXTRA)
+@data_app.command("check", cls=Flags, context_settings=EXTRA)
 def data_check(ctx: typer.Context, file: str) -> None:
     """Read a file and count: rows, kinds, what would be left out and why.
 
@@ -147,27 +232,25 @@ def data_check(ctx: typer.Context, file: str) -> None:
 
     from trimtab.prepare import read_records
 
-    reading, records, told = read_records(_config(ctx, file))
+    reading, records, told = read_records(_config(ctx, file, (*READING, *CONVERTING)))
     kinds = Counter(type(r).__name__.lower() for r in records)
     prompts = len({r.prompt for r in records})
-    console.print(f"{file}: {reading.shape}", markup=False)
-    console.print(
-        f"{reading.rows:,} rows, {', '.join(f'{n:,} of kind {k}' for k, n in kinds.items())}, {prompts:,} prompts"
-    )
+    _say(f"{file}: {reading.shape}")
+    _say(f"{reading.rows:,} rows, {', '.join(f'{n:,} of kind {k}' for k, n in kinds.items())}, {prompts:,} prompts")
     ties = sum(bool(getattr(r, "tie", False)) for r in records)
     if ties:
-        console.print(f"{ties:,} ties")
+        _say(f"{ties:,} ties")
     up = [r.desirable for r in records if hasattr(r, "desirable")]
     if up:
-        console.print(f"{sum(up):,} thumbs up, {len(up) - sum(up):,} down")
+        _say(f"{sum(up):,} thumbs up, {len(up) - sum(up):,} down")
     for reason, n in reading.dropped.items():
         rows = ", ".join(f"{r:,}" for r in reading.examples.get(reason, [])[:5])
-        console.print(f"left out {n:,}: {reason} (rows {rows})", markup=False)
+        _say(f"left out {n:,}: {reason} (rows {rows})")
     for note in [*reading.notes, *told]:
-        console.print(str(note), markup=False)
+        _say(note)
 
 
-@data_app.command("show", context_settings=EXTRA)
+@data_app.command("show", cls=Flags, context_settings=EXTRA)
 def data_show(
     ctx: typer.Context,
     file: str,
@@ -182,16 +265,16 @@ def data_show(
     from trimtab.tokens.show import show
     from trimtab.tokens.template import RowRefused
 
-    config = _config(ctx, file, model=model)
+    config = _config(ctx, file, (*READING, *CONVERTING, *TEMPLATE), model=model)
     template = make_template(config)
     for record in read_records(config)[1][:rows]:
         try:
             console.print(show(template.encode(record), template.tokenizer))
         except RowRefused as e:
-            console.print(f"{record.origin}: left out: {e}", markup=False)
+            _say(f"{record.origin}: left out: {e}")
 
 
-@data_app.command("convert", context_settings=EXTRA)
+@data_app.command("convert", cls=Flags, context_settings=EXTRA)
 def data_convert(
     ctx: typer.Context,
     file: str,
@@ -205,11 +288,14 @@ def data_convert(
     from trimtab.feedback.read import write
     from trimtab.prepare import read_records
 
-    _, records, told = read_records(_config(ctx, file, convert=to))
+    known = (*READING, *CONVERTING[1:])
+    reading, records, told = read_records(_config(ctx, file, known, convert=to))
     write(records, out)
+    for reason, n in reading.dropped.items():
+        _say(f"left out {n:,}: {reason}")
     for line in told:
-        console.print(line, markup=False)
-    console.print(f"{out}: {len(records):,} records", soft_wrap=True)
+        _say(line)
+    _say(f"{out}: {len(records):,} records")
 
 
 @app.command()
@@ -224,13 +310,13 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
     if name:
         cls = objective_class(name)
         console.print(f"[bold]{name}[/] ({cls.__name__}, {cls.paper})")
-        console.print(cls.equation(), markup=False)
-        console.print(f"\nlearns from: {cls.feedback.record.__name__.lower()}{' and ties' if cls.ties else ''}")
-        console.print(f"needs: {', '.join(sorted(cls.needs)) or 'nothing but the policy'}")
+        _say(cls.equation())
+        _say(f"\nlearns from: {cls.feedback.record.__name__.lower()}{' and ties' if cls.ties else ''}")
+        _say(f"needs: {', '.join(sorted(cls.needs)) or 'nothing but the policy'}")
         for f in dataclasses.fields(cls):
             source = f" [{f.metadata['source']}]" if f.metadata.get("source") else ""
-            console.print(f"  --{f.name} {f.default}: {f.metadata['help']}{source}", markup=False)
-        console.print(f"when not to use it: {cls.avoid}", markup=False)
+            _say(f"  --{f.name} {f.default}: {f.metadata['help']}{source}")
+        _say(f"when not to use it: {cls.avoid}")
         return
     table = Table("method", "learns from", "needs", "paper")
     for n, cls in known().items():
@@ -239,12 +325,12 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
     console.print(table)
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Flags, context_settings=EXTRA)
 def score(
     ctx: typer.Context,
     file: str,
     policy: str = typer.Option(..., help="aligned model: run folder or model name"),
-    reference: str = typer.Option("smollm2", help="the model that it started from"),
+    reference: str = typer.Option(None, help="the model that it started from (default: what the run folder says)"),
     out: Path = typer.Option(..., help="file to write: one line per completion"),
     beta: float = typer.Option(0.1, help="scale of the implicit reward"),
 ) -> None:
@@ -254,17 +340,19 @@ def score(
     """
     from trimtab.score_file import score_file
 
-    told = score_file(_config(ctx, file, model=policy), reference, out, beta)
-    console.print(told, markup=False, soft_wrap=True)
+    known = (*READING, *CONVERTING, *TEMPLATE, *LENGTHS, "layout", "token_budget")
+    _say(score_file(_config(ctx, file, known, model=policy), reference, out, beta))
 
 
 @app.command()
 def generate(
     prompt: list[str] = typer.Argument(..., help="one or more prompts"),
     model: str = typer.Option("smollm2", help="run folder or model name"),
-    max_new_tokens: int = 128,
-    temperature: float = typer.Option(0.0, help="0 is greedy"),
-    seed: int = 0,
+    max_new_tokens: int = typer.Option(
+        128, "--max_new_tokens", "--max-new-tokens", min=1, help="longest answer, in tokens"
+    ),
+    temperature: float = typer.Option(0.0, min=0.0, help="0 is greedy"),
+    seed: int = typer.Option(0, help="seed of sampling, where temperature is above 0"),
 ) -> None:
     """Answer prompts with a model.
 
@@ -273,16 +361,19 @@ def generate(
     from trimtab.feedback.records import Message
     from trimtab.models import load_model, load_tokenizer
     from trimtab.online.sample import sample
-    from trimtab.tokens.template import Template
+    from trimtab.tokens.template import RowRefused, Template
 
     tokenizer = load_tokenizer(model)
     template = Template(tokenizer)
-    ids = [template.prompt_ids((Message("user", p),)) for p in prompt]
+    try:
+        ids = [template.prompt_ids((Message("user", p),)) for p in prompt]
+    except RowRefused as e:
+        raise TokenError(f"the prompt cannot be put to {model}: {e}.") from e
     answers = sample(
         load_model(model), tokenizer, ids, max_new_tokens=max_new_tokens, seed=seed, temperature=temperature
     )
     for answer in answers:
-        console.print(tokenizer.decode(list(answer), skip_special_tokens=True), markup=False, soft_wrap=True)
+        _say(tokenizer.decode(list(answer), skip_special_tokens=True))
 
 
 @app.command()
@@ -293,10 +384,10 @@ def report(folder: Path) -> None:
     """
     from trimtab.report import write_report
 
-    console.print(f"report: {write_report(folder)}", soft_wrap=True)
+    _say(f"report: {write_report(folder)}")
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Flags, context_settings=EXTRA)
 def doctor(
     ctx: typer.Context, data: str = typer.Argument("", help="feedback file to try (default: the demo's)")
 ) -> None:
@@ -309,7 +400,7 @@ def doctor(
     examine({**parse_flags(ctx.args), **({"data": data} if data else {})}, console)
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Flags, context_settings=EXTRA)
 def demo(
     ctx: typer.Context,
     seeds: int = typer.Option(1, min=1, help="how many seeds"),

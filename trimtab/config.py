@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.errors import ConfigError, nearest
 from trimtab.objectives import Objective, objective_class
+
+# of transformers': the schedules that need no further arguments, and the optimizers with the package each needs
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+OPTIMIZERS = dict.fromkeys(("adamw_torch_fused", "adamw_torch", "adafactor", "adagrad", "rmsprop", "sgd"), "")
+OPTIMIZERS |= dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"), "bitsandbytes")
 
 
 class RunConfig(BaseModel):
@@ -25,9 +40,9 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, description="seed of everything random")
 
     shape: str = Field("auto", description="layout of the file, where detection is not wanted")
-    columns: dict[str, str] | None = Field(None, description="rename columns: {theirs: ours}")
+    columns: dict[str, str] | None = Field(None, description='columns under other names: {"prompt": "question"}')
     labels: dict[str, str] | None = Field(
-        None, description='meaning of label codes, e.g. {"0": "tie", "1": "chosen_first"}'
+        None, description='meaning of label codes: {"1": "first", "2": "second", "0": "tie"} or {"1": "desirable"}'
     )
     split: str | None = Field(None, description="split of a hub data set")
     bad_rows: Literal["drop", "refuse"] = Field(
@@ -36,6 +51,9 @@ class RunConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
     convert: str | None = Field(
         None, description="kind of feedback to convert to: comparison, thumb, demonstration, ranking"
+    )
+    pairs: Literal["all", "best-worst", "adjacent"] | None = Field(
+        None, description="which comparisons a ranking or scores give, when converting (default: all)"
     )
     tie_threshold: float | None = Field(None, ge=0, description="scores closer than this are a tie, when converting")
     score_threshold: float | None = Field(None, description="scores above this are thumbs up, when converting")
@@ -60,13 +78,13 @@ class RunConfig(BaseModel):
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     max_steps: int = Field(-1, ge=-1, description="optimiser steps; overrides epochs where positive")
     batch_size: int = Field(16, ge=1, description="examples per optimiser step, over all processes")
-    token_budget: int = Field(4096, ge=1, description="tokens per forward pass: memory only, no number depends on it")
+    token_budget: int = Field(2048, ge=1, description="tokens per forward pass: memory only, no number depends on it")
     learning_rate: float | None = Field(None, gt=0, description="default: 1e-4 for lora, 1e-5 for full")
-    schedule: str = Field("linear", description="learning-rate schedule of transformers")
+    schedule: str = Field("linear", description=f"of the learning rate: {', '.join(SCHEDULES)}")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of steps in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0 for none")
-    optimizer: str = Field("adamw_torch_fused", description="optimizer of transformers")
+    optimizer: str = Field("adamw_torch_fused", description=f"one of {', '.join(OPTIMIZERS)}")
 
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field("auto", description="of matrix products")
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
@@ -86,7 +104,7 @@ class RunConfig(BaseModel):
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: none until the end)")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
     resume: bool = Field(False, description="go on from the run folder's last complete checkpoint")
-    report_to: str = Field("none", description="tracker of transformers: trackio, tensorboard, wandb")
+    report_to: Literal["none", "trackio", "tensorboard", "wandb"] = Field("none", description="tracker of transformers")
     samples: int = Field(8, ge=0, description="held-out prompts answered before and after, for the report and the KL")
     sample_tokens: int = Field(96, ge=1, description="longest sampled answer")
 
@@ -97,8 +115,12 @@ class RunConfig(BaseModel):
         return objective_class(self.method)(**self.options)
 
     def flat(self) -> dict[str, Any]:
-        """The resolved configuration as one flat dictionary: what is saved with the run."""
-        return {**self.model_dump(exclude={"options"}), **dataclasses.asdict(self.objective())}
+        """The resolved configuration as one flat dictionary: what is saved with the run, and gives the same run again.
+
+        Options without effect in this run are not in it."""
+        idle = without_effect(self)
+        own = {k: v for k, v in self.model_dump(exclude={"options"}).items() if k not in idle}
+        return {**own, **dataclasses.asdict(self.objective())}
 
 
 def run_options() -> list[str]:
@@ -121,7 +143,8 @@ def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
         if key in fields:
             options[key] = _typed(cls, fields[key], value)
         elif key in run_options():
-            ours[key] = value
+            # YAML reads the code 1 as a number; columns and codes are names
+            ours[key] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
         else:
             raise ConfigError(_unknown(key, cls, [*fields, *run_options()]))
     try:
@@ -129,7 +152,7 @@ def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
     except ValidationError as e:
         raise ConfigError(_readable(e)) from e
     config.objective()
-    _refuse_without_effect(config, cls, set(ours))
+    _refuse(config, {k for k, v in ours.items() if v is not None})
     return config
 
 
@@ -141,12 +164,20 @@ def load_yaml(file: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as e:
-        raise ConfigError(f"{file} is not YAML: {e}") from e
-    if not isinstance(found, dict) or any(
-        isinstance(v, dict) for k, v in found.items() if k not in ("columns", "labels")
-    ):
+        raise ConfigError(
+            f"{file} is not YAML: {' '.join(str(e).split())}. Write one `option: value` on each line."
+        ) from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{file} is not text. Pass --config FILE.yaml with one `option: value` on each line.") from e
+    if not isinstance(found, dict):
         raise ConfigError(f"{file}: expected a flat list of `option: value`, found {type(found).__name__}.")
-    return found
+    for key, value in found.items():
+        if isinstance(value, dict | list) and key not in ("columns", "labels"):
+            raise ConfigError(
+                f'{file}: "{key}" holds a {type(value).__name__}, expected one value. The file is flat: write each '
+                "option on a line of its own, without a heading above it."
+            )
+    return {str(k): v for k, v in found.items()}
 
 
 def _unknown(key: str, cls: type[Objective], known: list[str]) -> str:
@@ -158,18 +189,20 @@ def _unknown(key: str, cls: type[Objective], known: list[str]) -> str:
             f'The option "{key}" has no effect for method {cls.name()}; it belongs to {", ".join(owners)}. '
             "Remove it, or choose one of those methods."
         )
-    return f'There is no option "{key}".{nearest(key, known)} See `trimtab train --help` and `trimtab methods {cls.name()}`.'
+    return f'There is no option "{key}".{nearest(key, known)} See `trimtab train --options` and `trimtab methods {cls.name()}`.'
 
 
 def _typed(cls: type[Objective], field: dataclasses.Field[Any], value: Any) -> Any:
     """A hyperparameter given as text becomes what the dataclass says it is."""
     kind = type(field.default)
     try:
+        if isinstance(value, bool) and kind is not bool:
+            raise TypeError
         if kind is bool and isinstance(value, str):
             return {"true": True, "false": False}[value.lower()]
         return kind(value)  # type: ignore[misc]
     except (KeyError, TypeError, ValueError):
-        raise ConfigError(f'{cls.name()}: {field.name} is "{value}"; expected a {kind.__name__}.') from None
+        raise ConfigError(f'{cls.name()}: {field.name} is "{value}"; expected {WORDS[kind]}.') from None
 
 
 def _readable(e: ValidationError) -> str:
@@ -181,35 +214,67 @@ def _readable(e: ValidationError) -> str:
     return " ".join(lines)
 
 
-def _refuse_without_effect(config: RunConfig, cls: type[Objective], given: set[str]) -> None:
-    """Options that this run would silently ignore."""
+def without_effect(config: RunConfig) -> dict[str, str]:
+    """Options that decide nothing in this run, each with the reason."""
+    cls = objective_class(config.method)
+    idle: dict[str, str] = {}
 
-    def refuse(name: str, why: str) -> None:
-        raise ConfigError(f'The option "{name}" has no effect here: {why}. Remove it.')
+    def add(why: str, *names: str) -> None:
+        idle.update(dict.fromkeys(names, why))
 
-    if "reference" not in cls.needs:
-        for name in given & {"reference", "cache"}:
-            refuse(name, f"{cls.name()} has no reference model")
-    if config.finetune == "full":
-        for name in sorted(given & {"lora_rank", "lora_alpha", "lora_targets"}):
-            refuse(name, "finetune is full")
-        if config.reference == "adapter":
-            raise ConfigError("reference: adapter needs finetune: lora; with full use copy or cache.")
-    if config.ties and cls.ties:
-        refuse("ties", f"{cls.name()} learns from ties itself")
-    if config.samples == 0 and "sample_tokens" in given:
-        refuse("sample_tokens", "samples is 0")
-    if config.holdout == 0 and "eval_every" in given:
-        refuse("eval_every", "holdout is 0: there is nothing to evaluate on")
-    if config.max_steps > 0 and "epochs" in given:
-        refuse("epochs", "max_steps decides")
-    if config.cache and config.reference not in ("cache", "auto"):
-        refuse("cache", f"reference is {config.reference}")
     if config.convert is None:
-        for name in sorted(given & {"tie_threshold", "score_threshold"}):
-            refuse(name, "nothing is converted (set convert)")
+        add("nothing is converted (set convert)", "tie_threshold", "score_threshold")
+    if "reference" not in cls.needs:
+        add(f"{cls.name()} has no reference model", "reference", "cache")
+    elif config.reference in ("adapter", "copy") or (config.reference == "auto" and config.finetune == "lora"):
+        add(f"reference is {config.reference}, which reads no cache", "cache")
+    if config.finetune == "full":
+        add("finetune is full", "lora_rank", "lora_alpha", "lora_targets")
+    if cls.ties:
+        add(f"{cls.name()} learns from ties itself", "ties")
+    if config.template == "plain":
+        add("template is plain", "chat_template", "eos")
+    if config.samples == 0:
+        add("samples is 0", "sample_tokens")
+    if config.holdout == 0:
+        add("holdout is 0: there is nothing to evaluate on", "eval_every")
+    if config.save_every is None:
+        add("no checkpoint is written (set save_every)", "keep_checkpoints")
+    if config.max_steps > 0:
+        add("max_steps decides", "epochs")
+    if config.schedule == "constant":
+        add("schedule is constant (use constant_with_warmup)", "warmup")
+    return idle
+
+
+def _refuse(config: RunConfig, given: set[str]) -> None:
+    """What this run would silently ignore, or could not do."""
+    cls = objective_class(config.method)
+    for name, why in without_effect(config).items():
+        if name in given:
+            raise ConfigError(f'The option "{name}" has no effect here: {why}. Remove it.')
+    if config.finetune == "full" and config.reference == "adapter":
+        raise ConfigError("reference: adapter needs finetune: lora; with full use copy or cache.")
+    if config.max_steps == 0:
+        raise ConfigError(
+            "max_steps is 0, which trains nothing. Pass a number above 0, or leave it out for whole epochs."
+        )
+    if config.resume and config.output is None:
+        raise ConfigError("resume needs output: the run folder to go on with, such as --output runs/dpo-prefs-1.")
     if "mismatched" in cls.needs and config.batch_size < 2:
         raise ConfigError(
             f"{cls.name()} compares each answer with another row's in the batch: batch_size must be at least 2, better 8 "
             f"or more; it is {config.batch_size}."
         )
+    _one_of("schedule", config.schedule, list(SCHEDULES))
+    _one_of("optimizer", config.optimizer, list(OPTIMIZERS))
+    for name, package in (("optimizer", OPTIMIZERS[config.optimizer]), ("report_to", config.report_to)):
+        if package not in ("", "none") and find_spec(package) is None:
+            raise ConfigError(
+                f"{name}: {getattr(config, name)} needs a package that is not installed: pip install {package}."
+            )
+
+
+def _one_of(name: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        raise ConfigError(f'{name} is "{value}".{nearest(value, known)} Known: {", ".join(known)}.')

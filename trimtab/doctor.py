@@ -13,14 +13,19 @@ from rich.console import Console
 from trimtab import run
 from trimtab.config import resolve
 from trimtab.demo.run import demo_data
+from trimtab.errors import ConfigError
 from trimtab.report.folder import read_folder
 
 
 def examine(flags: dict[str, Any], console: Console) -> None:
     """Run every stage on a few rows with one optimiser step, in a folder that is thrown away, and print the figures."""
     console.print("  ".join(f"{k} {v}" for k, v in run.versions().items()))
-    console.print(f"{run.machine()}", markup=False)
+    console.print("  ".join(f"{k} {v}" for k, v in run.machine().items()), markup=False)
     console.print(f"matrix products: {_rate(torch.float32):.2f} TFLOP/s float32, {_rate(torch.bfloat16):.2f} bfloat16")
+    for name in flags.keys() & {"output", "resume", "save_every"}:
+        raise ConfigError(
+            f'The option "{name}" has no effect on `trimtab doctor`: its run folder is thrown away. Remove it.'
+        )
     defaults = {"max_steps": 1, "samples": 0, "batch_size": 4, "limit": 64}
     values = {**defaults, **(demo_data(flags.get("method", "dpo")) if "data" not in flags else {}), **flags}
     with tempfile.TemporaryDirectory() as temporary:

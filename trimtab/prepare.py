@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, TemplateSyntaxError
 
 from trimtab.config import RunConfig
-from trimtab.errors import ConfigError, DataError, FeedbackKindError
-from trimtab.feedback.convert import convert, settle_ties
+from trimtab.errors import ConfigError, DataError, FeedbackKindError, TrimtabError
+from trimtab.feedback.convert import PATHS, convert, settle_ties
 from trimtab.feedback.read import Reading, read
 from trimtab.feedback.records import Comparison, Conversation, Record
 from trimtab.logprobs.scored import Completions
@@ -75,8 +77,10 @@ def read_records(config: RunConfig) -> tuple[Reading, list[Record], list[str]]:
     )
     if config.convert is None:
         return reading, list(reading.records), []
-    asked = {"tie_threshold": config.tie_threshold, "threshold": config.score_threshold}
+    asked = {"pairs": config.pairs, "tie_threshold": config.tie_threshold, "threshold": config.score_threshold}
     records, told = convert(reading.records, to=config.convert, **{k: v for k, v in asked.items() if v is not None})
+    if not records:
+        raise DataError(f"{config.data}: nothing is left after the conversion to {config.convert}. {told}")
     return reading, records, [str(told)]
 
 
@@ -86,8 +90,17 @@ def make_template(config: RunConfig) -> Template:
     if config.chat_template:
         path = Path(config.chat_template)
         if not path.is_file():
-            raise ConfigError(f"chat_template: {path} is not a file.")
-        tokenizer.chat_template = path.read_text()
+            raise ConfigError(f"chat_template: {path} is not a file. Name a file that holds a Jinja template.")
+        try:
+            tokenizer.chat_template = path.read_text()
+            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(tokenizer.chat_template)
+        except UnicodeDecodeError:
+            raise ConfigError(f"chat_template: {path} is not text. Name a file that holds a Jinja template.") from None
+        except TemplateSyntaxError as e:
+            if "generation" not in str(e.message):  # a tag that transformers adds to the language
+                raise ConfigError(
+                    f"chat_template: {path} line {e.lineno}: {e.message}. Correct the template."
+                ) from None
     return Template(tokenizer, config.template, config.eos)
 
 
@@ -114,11 +127,12 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
     )
     if not prepared.train:
         raise DataError(
-            f"{config.data}: no row is left to train on after {len(held_out)} were held out. Lower holdout."
+            f"{config.data}: all {len(prepared.held_out):,} usable rows are held out (holdout {config.holdout:g}, by prompt) "
+            "and none is left to train on. Lower holdout."
         )
     refusal, notes = objective.advise(_unscored(objective, prepared.train))
     if refusal:
-        raise DataError(f"{config.data}: {refusal}. Methods for this data: {_methods_for(records)}.")
+        raise DataError(f"{config.data}: {refusal}. {_other_ways(records, objective)}")
     prepared.notes += notes
     return prepared
 
@@ -134,11 +148,27 @@ def split_by_prompt(records: Sequence[Record], share: float, seed: int) -> tuple
 def _refuse_wrong_kind(config: RunConfig, objective: Objective, records: Sequence[Record]) -> None:
     found, wanted = type(records[0]), objective.feedback.record
     if found is not wanted:
-        raise FeedbackKindError(
-            f"{config.data} holds {len(records)} records of kind {found.__name__.lower()}, but {type(objective).name()} "
-            f"learns from kind {wanted.__name__.lower()}. Methods for this data: {_methods_for(records)}; or pass "
-            f"convert: {wanted.__name__.lower()} (see `trimtab data convert --help` for what is lost)."
+        kind, name = wanted.__name__.lower(), type(objective).name()
+        way = (
+            f"; or pass convert: {kind} (`trimtab data convert` says what is lost)" if (found, wanted) in PATHS else ""
         )
+        raise FeedbackKindError(
+            f"{config.data} holds {len(records):,} records of kind {found.__name__.lower()}, but {name} learns from kind "
+            f"{kind}. Methods for this data: {_methods_for(records)}{way}."
+        )
+
+
+def _other_ways(records: Sequence[Record], objective: Objective) -> str:
+    """What else these records could be used for, conversions tried out."""
+    kind, ways = type(records[0]), []
+    for start, end in ((kind, kind), *PATHS):
+        able = [n for n, c in methods().items() if c.feedback.record is end and c is not type(objective)]
+        if start is not kind or not able:
+            continue
+        with suppress(TrimtabError):
+            if end is kind or convert(records, to=end.__name__.lower())[0]:
+                ways.append(", ".join(able) + ("" if end is kind else f" with convert: {end.__name__.lower()}"))
+    return f"Other methods that can use it: {'; '.join(ways) or 'none'}. Or add what is missing."
 
 
 def _methods_for(records: Sequence[Record]) -> str:
@@ -166,6 +196,8 @@ def _settle_ties(
             )
         case how:
             left, told = settle_ties(pairs, ties=how)
+            if not left:
+                raise DataError(f"{config.data}: nothing is left with ties: {how}. {told}")
     conversions.append(str(told))
     return list(left)
 

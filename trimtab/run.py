@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,12 +20,13 @@ import torch
 import yaml
 from accelerate import PartialState
 from rich.console import Console
+from rich.text import Text
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from trimtab import __version__
 from trimtab.config import RunConfig
-from trimtab.errors import CheckpointError, TrimtabError
+from trimtab.errors import CheckpointError, ConfigError, ModelError, TrimtabError
 from trimtab.logprobs.cache import LogpCache, weights_hash
 from trimtab.logprobs.reference import (
     AdapterOff,
@@ -36,6 +40,7 @@ from trimtab.models import check_weights, home, load_model
 from trimtab.prepare import Prepared, make_template, prepare
 from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
+from trimtab.report.text import visible
 from trimtab.samples import Probe, Reward
 from trimtab.tokens.batch import Example, completion_keys
 from trimtab.tokens.template import Template
@@ -65,10 +70,14 @@ def train(
     try:
         run.go(reward, test_prompts)
     except BaseException as e:
-        if run.card.get("status") == "running":
-            run.card["status"] = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
-            run.card["error"] = str(e) or type(e).__name__
-            run.save_card()
+        run.abandon(e)
+        if isinstance(e, Exception) and disk_full(e):
+            raise CheckpointError(run.no_room(str(getattr(e, "filename", None) or run.folder))) from e
+        if isinstance(e, torch.OutOfMemoryError):
+            raise ModelError(
+                f"out of memory ({str(e).splitlines()[0]}). Lower token_budget (now {config.token_budget}; no number "
+                "depends on it), or pass gradient_checkpointing: true, finetune: lora, or a smaller max_length."
+            ) from e
         raise
     return run.folder
 
@@ -86,7 +95,10 @@ class _Run:
         self.objective = config.objective()
         self.precision = resolve_precision(config.precision)
         self.folder = Path(config.output) if config.output else next_folder(config)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"output: {self.folder} is a file. Name a folder, which will be made.")
         previous = self._previous_card()
+        self.began = False  # whether there is anything worth keeping
         self.folder.mkdir(parents=True, exist_ok=True)
         self.card: dict[str, Any] = {
             "trimtab": __version__,
@@ -109,11 +121,9 @@ class _Run:
             "resumed": bool(previous),
         }
         self.previous = previous
-        if self.main:
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True))
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(Text(visible(text)), soft_wrap=True)
 
     # --- the stages, in order ---------------------------------------------------------------------------------------
 
@@ -150,6 +160,9 @@ class _Run:
         self.card["fingerprints"] = {"data": data.reading.sha256, "code": code_hash(), "template": template.fingerprint}
         self._refuse_other_run()
         self.save_card()
+        if self.main:
+            flat = self.config.flat() | {"resume": False}
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(flat, sort_keys=False, allow_unicode=True))
         say = self.say
         say(
             f"{card['file']}: {card['shape']}; {card['rows']:,} rows -> {card['train']:,} to train on, "
@@ -176,12 +189,21 @@ class _Run:
         check_weights(model)
         no_dropout(model)
         self.card["fingerprints"]["model"] = weights_hash(model)
+        self._refuse_other_run()
+        self._refuse_small_disk(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device)
         choice = choose_layout(model, _short(data.train), config.layout)
         if config.finetune == "lora":
             set_seed(config.seed)
-            model = with_adapter(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+            try:
+                model = with_adapter(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+            except ValueError as e:
+                linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+                raise ConfigError(
+                    f'lora_targets is "{config.lora_targets}": {str(e).splitlines()[0]} Linear modules of this model: '
+                    f"{', '.join(sorted(linear))}. Name some of them, or all-linear."
+                ) from e
         install(model, self.precision, choice.mode)
         self.card["engine"] = {
             "layout": choice.mode,
@@ -281,6 +303,7 @@ class _Run:
         if self.config.resume:
             resume = str(last_checkpoint(self.folder / "checkpoints"))
             self.say(f"resuming from {resume}")
+        self.began = True
         try:
             trainer.train(resume_from_checkpoint=resume)
         except KeyboardInterrupt:
@@ -289,10 +312,12 @@ class _Run:
         except TrimtabError:
             raise
         except Exception as e:
-            if resume and trainer.state.global_step == 0:
+            if disk_full(e):
+                raise CheckpointError(self.no_room(f"a checkpoint of step {trainer.state.global_step}")) from e
+            if resume and trainer.state.global_step <= _step(resume) and not isinstance(e, torch.OutOfMemoryError):
                 raise CheckpointError(
                     f"{resume} is damaged ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete that "
-                    "folder to resume from an earlier checkpoint, or start without resume."
+                    "folder to resume from an earlier checkpoint, or start again with another output."
                 ) from e
             raise
         finally:
@@ -306,10 +331,10 @@ class _Run:
         try:
             save_weights(model, self.folder)
             template.tokenizer.save_pretrained(self.folder)
-        except OSError as e:
-            raise CheckpointError(
-                f"the model could not be written to {self.folder}: {e}. Free space and resume."
-            ) from e
+        except Exception as e:
+            if not disk_full(e):
+                raise
+            raise CheckpointError(self.no_room(f"the model of {self.folder}")) from e
 
     def _compare_samples(self, probe: Probe, trainer: Update, reward: Reward | None) -> None:
         if not probe.prompts:
@@ -324,6 +349,46 @@ class _Run:
 
     # --- the run folder -----------------------------------------------------------------------------------------------
 
+    def abandon(self, error: BaseException) -> None:
+        """A run that stops: what was trained is kept and marked, and a run that never began leaves no folder behind."""
+        if not self.main or self.card["status"] != "running":
+            return
+        if self.began:
+            self.card["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.card["error"] = str(error) or type(error).__name__
+            with suppress(OSError):
+                self.save_card()
+        elif self.previous:  # it could not be resumed: it stays the run that it was
+            self.card = self.previous
+            self.save_card()
+        else:
+            for name in ("run.json", ".run.json", "config.yaml"):
+                (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in there
+                self.folder.rmdir()
+
+    def no_room(self, what: str) -> str:
+        """The message for a full disk: what could not be written, what is kept, what to do."""
+        try:
+            last = last_checkpoint(self.folder / "checkpoints").name
+            go_on = f"go on from {last} with --resume --output {self.folder}"
+        except CheckpointError:
+            go_on = f"remove {self.folder} and start again; with save_every a run can go on from a checkpoint"
+        free = shutil.disk_usage(self.folder).free / 1e6
+        return f"the disk is full: {what} could not be written ({free:,.1f} MB are free). Free space, then {go_on}."
+
+    def _refuse_small_disk(self, model: nn.Module) -> None:
+        """The end of a long run is the wrong time to learn that the model does not fit."""
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        kept = 3 * self.config.keep_checkpoints if self.config.save_every and self.config.finetune == "full" else 0
+        free = shutil.disk_usage(self.folder).free
+        if free < size * (1 + kept):
+            raise CheckpointError(
+                f"the disk of {self.folder} has {free / 1e6:,.1f} MB free, and this run will write about "
+                f"{size * (1 + kept) / 1e6:,.1f} MB (the model{', and checkpoints with the optimizer' if kept else ''}). "
+                "Free space, or choose another output."
+            )
+
     def save_card(self) -> None:
         """Write ``run.json`` whole or not at all."""
         if self.main:
@@ -335,10 +400,18 @@ class _Run:
         file = self.folder / "run.json"
         if not self.config.resume:
             if file.exists():
-                raise CheckpointError(f"{self.folder} already holds a run. Choose another output, or pass resume.")
+                there = sorted(p.name for p in (self.folder / "checkpoints").glob("checkpoint-*"))
+                resume = "pass resume to go on from its last checkpoint" if there else "remove that folder"
+                raise CheckpointError(f"{self.folder} already holds a run. Choose another output, or {resume}.")
             return {}
         last_checkpoint(self.folder / "checkpoints")
-        return json.loads(file.read_text()) if file.exists() else {}
+        try:
+            return dict(json.loads(file.read_text()))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(
+                f"{self.folder} cannot be resumed: its run.json, which says what was run, is missing or damaged. Start "
+                "again with another output."
+            ) from e
 
     def _refuse_other_run(self) -> None:
         """A checkpoint is continued with the options and the data it was made with, or not at all."""
@@ -349,13 +422,34 @@ class _Run:
         changed = [
             f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted({*old, *new} - free) if old.get(k) != new.get(k)
         ]
-        if self.previous.get("fingerprints", {}).get("data") != self.card["fingerprints"]["data"]:
-            changed.append("the data file's content")
+        prints, files = (
+            self.previous.get("fingerprints", {}),
+            {"data": "the data file", "template": "the chat template"},
+        )
+        for name, told in (files | {"model": "the model it started from"}).items():
+            if name in self.card["fingerprints"] and prints.get(name) != self.card["fingerprints"][name]:
+                changed.append(f"the content of {told}")
         if changed:
-            raise CheckpointError(f"{self.folder} cannot be resumed: changed since it started: {'; '.join(changed)}.")
+            raise CheckpointError(
+                f"{self.folder} cannot be resumed: changed since it started: {'; '.join(changed)}. Resume with what it "
+                f"started with ({self.folder / 'config.yaml'}), or start again with another output."
+            )
 
 
 # --- small decisions ------------------------------------------------------------------------------------------------------
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether this error says that there is no room, in the words of the system, of safetensors or of torch.save."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error)
+    return "No space left on device" in text or "PytorchStreamWriter failed writing" in text or "unexpected pos" in text
+
+
+def _step(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])
 
 
 def resolve_precision(name: str) -> torch.dtype:

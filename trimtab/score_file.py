@@ -6,22 +6,34 @@ from pathlib import Path
 
 import torch
 
-from trimtab.config import RunConfig
+from trimtab.config import RunConfig, load_yaml
+from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.feedback.read import write
 from trimtab.feedback.records import Comparison, Score
 from trimtab.logprobs.score import Scorer, choose_layout, install
-from trimtab.models import check_weights, load_model
+from trimtab.models import check_weights, load_model, load_tokenizer
 from trimtab.prepare import make_template, read_records
 from trimtab.tokens.batch import Example
 from trimtab.tokens.template import tokenize
 
 
-def score_file(config: RunConfig, reference: str, out: Path, beta: float) -> str:
+def score_file(config: RunConfig, reference: str | None, out: Path, beta: float) -> str:
     """Write one ``score`` record per completion, in the file's order; returns what was found, in a sentence.
 
     ``config.model`` is the policy. The reward is ``beta * log(policy/reference)`` in nats, both in float32.
+    ``reference``: None is the model that a run folder's own configuration names.
     """
+    if not out.name.endswith((".jsonl", ".jsonl.gz")) or not out.expanduser().parent.is_dir():
+        raise DataError(f"{out}: rewards are written as .jsonl or .jsonl.gz into a folder that exists. Change --out.")
+    reference = reference or _start_of(config.model)
+    if reference == config.model:
+        raise ConfigError(f"policy and reference are both {reference}: every reward would be 0. Name two models.")
     template = make_template(config)
+    if load_tokenizer(reference).get_vocab() != template.tokenizer.get_vocab():
+        raise ModelError(
+            f"the tokenizers of {config.model} and {reference} differ, so their log-probs are of different tokens. "
+            "Name the model that the policy started from as --reference."
+        )
     _, records, _ = read_records(config)
     examples, report = tokenize(
         records, template, max_length=config.max_length, truncation=config.truncation, max_truncated=1.0
@@ -38,6 +50,16 @@ def score_file(config: RunConfig, reference: str, out: Path, beta: float) -> str
         right = [a > b for a, b, e in pairs if not e.record.tie]  # type: ignore[attr-defined]
         told += f"; the preferred one has the higher reward in {sum(right)} of {len(right)} comparisons"
     return told
+
+
+def _start_of(policy: str) -> str:
+    """The model that a run folder says it started from."""
+    file = Path(policy).expanduser() / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"{policy} holds no config.yaml, which in a run folder names the model it started from. Pass --reference MODEL."
+        )
+    return str(load_yaml(str(file)).get("model"))
 
 
 def _logps(name: str, examples: list[Example], config: RunConfig) -> torch.Tensor:

@@ -23,11 +23,11 @@ def demo_data(method: str) -> dict[str, Any]:
     options: dict[str, Any] = {"data": str(FEEDBACK)}
     match kind:
         case "comparison":
-            options |= {"convert": "comparison", "tie_threshold": 0.1}
+            options |= {"convert": "comparison", "pairs": "best-worst", "tie_threshold": 0.1}
             if not objective_class(method).ties:
                 options["ties"] = "drop"
         case "thumb":
-            options |= {"convert": "thumb"}
+            options |= {"convert": "thumb", "score_threshold": -0.2}
         case "demonstration" | "ranking":
             options |= {"convert": kind}
     return options

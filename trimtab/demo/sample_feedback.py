@@ -119,10 +119,10 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def _answer(ids: list[int], ends: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """Cut after the first end token; whatever follows is padding (which may be the same token)."""
+    """Cut before the first end token: what follows is padding, maybe by the same token. Broken UTF-8 is left out."""
     stop = min((ids.index(end) for end in ends if end in ids), default=len(ids))
-    text = str(tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip().removesuffix("\ufffd").rstrip()
-    return Answer(text, finished=stop < len(ids), tokens=stop)
+    text = str(tokenizer.decode(ids[:stop], skip_special_tokens=True)).replace("\ufffd", "")
+    return Answer(text.strip(), finished=stop < len(ids), tokens=stop)
 
 
 def to_bytes(records: Iterable[Score]) -> bytes:
@@ -188,10 +188,10 @@ def _note(
     tied = sum(len({record.score for record in records[i : i + ANSWERS]}) < ANSWERS for i in range(0, len(records), 4))
     return f"""# everyday: the shipped demonstration feedback
 
-{len(records):,} scored answers: {ANSWERS} to each of {len(training)} everyday prompts. The prompts (`prompts.txt`)
-were written for trimtab; the answers are `{model}`'s own; the score is a formula, so the truth behind the feedback
-is known. The last {len(held_out)} prompts of `prompts.txt` (three of each of its 20 subjects) are held out: the file
-says nothing on them, and the true reward of a trained model is measured there.
+{len(records):,} scored answers: {ANSWERS} to each of {len(training)} everyday prompts. The prompts (`prompts.txt`) were
+written for trimtab; the answers are `{model}`'s own; the score is a formula, so the truth behind the feedback is known.
+The last {len(held_out)} prompts of `prompts.txt` (three of each of its 20 subjects) are held out: the file says nothing
+on them, and the true reward of a trained model is measured there.
 
 Each line is a canonical record, `{{"kind": "score", "prompt": [...], "completion": ..., "score": ...}}`, and the
 {ANSWERS} lines of a prompt follow each other. Pairs, ties, thumbs and rankings are views of these scores
@@ -207,8 +207,10 @@ from trimtab.demo.reward import reward
 `python -m trimtab.demo.sample_feedback --model {model} --seed {seed} --threads {threads}`
 
 Sampled with the model's chat template and default system message, temperature {TEMPERATURE:g}, top-k {TOP_K}, at most
-{MAX_NEW_TOKENS} new tokens. An answer that had not ended by then is kept as it was cut. {seconds / 60:.0f} minutes on
+{MAX_NEW_TOKENS} new tokens. An answer that had not ended by then is kept as it was cut. Nothing else was edited or
+left out: a model of this size is often wrong, sometimes incoherent, now and then rude. {seconds / 60:.0f} minutes on
 {threads} thread(s). Python {platform.python_version()}, {versions}{source}.
+The same command with the same versions on the same kind of processor gives the same bytes.
 
 ## The reward
 
@@ -259,7 +261,7 @@ def _figures(answers: list[Answer]) -> dict[str, str]:
         "unfinished": mean_sd([t.unfinished for t in terms]),
         f"ended by the model within {MAX_NEW_TOKENS} tokens": f"{statistics.mean(a.finished for a in answers):.1%}",
         "text ends like a sentence": f"{statistics.mean(ends_like_a_sentence(a.text) for a in answers):.1%}",
-        "words": mean_sd(words),
+        "words": f"{statistics.mean(words):.1f} (sd {statistics.stdev(words):.1f})",
         "empty": str(sum(not answer.text for answer in answers)),
     }
 

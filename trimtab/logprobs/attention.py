@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from trimtab.errors import ModelError
 from trimtab.logprobs.layout import Block
 
 NAME = "trimtab"
@@ -39,7 +40,10 @@ def grouped_attention(
     have them.
     """
     if trimtab_blocks is None:
-        raise RuntimeError("the trimtab attention needs a layout; generation must run under plain_attention(model)")
+        raise ModelError(
+            "the trimtab attention got no layout: this model does not hand it down to its layers, or it was called "
+            "without one (generation must run under plain_attention(model))"
+        )
     pieces = []
     for block in trimtab_blocks:
         here = slice(block.start, block.stop)

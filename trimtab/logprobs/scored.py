@@ -65,6 +65,8 @@ class Completions:
 
     def sum(self, tokens: Tensor) -> Tensor:
         """[N] -> [B]: sum a per-token quantity over each completion."""
+        if not len(self):
+            return tokens  # segment_reduce refuses to have no segments
         return torch.segment_reduce(tokens, "sum", lengths=self._length, axis=0)
 
     @property

@@ -10,12 +10,13 @@ import math
 from dataclasses import dataclass
 
 from trimtab.report.charts import GUIDES, LN2, Points
-from trimtab.report.folder import RunFolder, descend, intervals, real
+from trimtab.report.folder import RunFolder, descend, intervals, total
 from trimtab.report.stats import Interval
 from trimtab.report.text import number, plural
 
 CHOSEN_FALL_WATCH, CHOSEN_FALL_BAD = 5.0, 20.0  # nats per answer
 REWARD_FALL = 0.5  # implicit reward of chosen below the reference, when log-probabilities were not logged
+FEW_STEPS = 20  # logged steps below which a loss may still be finding its way
 STUCK_SHARE = 0.003  # of the first loss: all that a loss has moved in the whole run
 SATURATED = 0.99  # accuracy from which a larger margin teaches nothing
 EXPLODED = 2.0  # growth of the margin while the accuracy is saturated
@@ -176,20 +177,19 @@ def _stuck(run: RunFolder) -> list[Alarm]:
         ]
     ends = _ends(run.curves["loss"], steady=False)
     held = _ends(run.curves.get("eval/loss", []), steady=True)
-    if held is not None and held.change < -0.005 * abs(held.first):
+    before, after = (intervals(run.section("evaluation", when)).get("loss") for when in ("before", "after"))
+    if held is None and before is not None and after is not None:
+        held = _Ends(before.value, after.value, 0.0)
+    if ends is None or len(losses) < FEW_STEPS or (held is not None and held.change < -0.005 * abs(held.first)):
         return []
-    if ends is not None and ends.change > -max(2 * ends.noise, 0.005 * abs(ends.first)):
-        rose = ends.moved(0.01 * abs(ends.first) or 1e-9)
-        return [
-            Alarm(
-                False,
-                "The training loss rose" if rose else "The training loss did not fall",
-                f"It went {_from_to(ends)} (means of the first and last fifth), noise {number(ends.noise)}.{cause}",
-                "Training pulls in the wrong direction." if rose else "What was learnt is smaller than the noise.",
-                "Lower the learning rate." if rose else "Train longer, raise the learning rate, or use larger batches.",
-                "loss",
-            )
-        ]
+    evidence = f"It went {_from_to(ends)} (means of the first and last fifth), noise {number(ends.noise)}.{cause}"
+    if ends.moved(0.01 * abs(ends.first) or 1e-9):
+        meaning, remedy = "Training pulls in the wrong direction.", "Lower the learning rate."
+        return [Alarm(False, "The training loss rose", evidence, meaning, remedy, "loss")]
+    if ends.change > -max(2 * ends.noise, 0.005 * abs(ends.first)):
+        meaning = "Whatever was learnt is still smaller than the difference between batches."
+        remedy = "Train longer, raise the learning rate, or use larger batches."
+        return [Alarm(False, "No clear fall of the training loss", evidence, meaning, remedy, "loss")]
     return []
 
 
@@ -447,8 +447,8 @@ def _samples(run: RunFolder) -> list[Alarm]:
 def _data(run: RunFolder) -> list[Alarm]:
     data, found = run.section("data"), []
     tokens = descend(data, "tokens")
-    rows, records = _count(data.get("rows")), _count(data.get("records"))
-    cut, lost = _count(tokens.get("truncated_rows")), _count(tokens.get("eos_lost"))
+    rows, records = total(data.get("rows")), total(data.get("records"))
+    cut, lost = total(tokens.get("truncated_rows")), total(tokens.get("eos_lost"))
     if (records and cut / records > CUT_ROWS) or lost > 0:
         ending = f" {plural(int(lost), 'answer')} lost the end-of-text token." if lost else ""
         found.append(
@@ -462,7 +462,7 @@ def _data(run: RunFolder) -> list[Alarm]:
                 "data",
             )
         )
-    dropped = sum(_count(v) for v in descend(data, "dropped").values())
+    dropped = total(descend(data, "dropped"))
     if rows and dropped / rows > DROPPED:
         found.append(
             Alarm(
@@ -476,11 +476,6 @@ def _data(run: RunFolder) -> list[Alarm]:
             )
         )
     return found
-
-
-def _count(data: object) -> float:
-    value = real(data)
-    return value if value is not None and math.isfinite(value) else 0.0
 
 
 def _engine(run: RunFolder) -> list[Alarm]:

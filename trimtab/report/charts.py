@@ -101,10 +101,13 @@ def draw(guide: Guide, curves: dict[str, Points]) -> Chart | None:
         if not kept:
             continue
         name = f"{label}, {role}" if both and label else label or role
-        dense = role == "train" and len(kept) > SMOOTH_FROM
         thin = _thin(kept)
-        window = max(3, len(kept) // 25) | 1
-        shown = _thin(_smooth(kept, window)) if dense else thin
+        window = max(5, len(kept) // 15) | 1
+        bold = _smooth([(x, min(high, max(low, y))) for x, y in kept], window)
+        rough = sum(abs(y - z) for (_, y), (_, z) in zip(kept, bold, strict=True)) / len(kept)
+        dense = role == "train" and len(kept) > SMOOTH_FROM and rough > 0.004 * (high - low)
+        bold = bold if dense else kept
+        shown = _thin(bold)
         isolated = thin if role == "held-out" or len(kept) <= 12 else []
         if len(kept) > 400:
             isolated = []
@@ -113,7 +116,7 @@ def draw(guide: Guide, curves: dict[str, Points]) -> Chart | None:
                 name,
                 colour,
                 role,
-                number(kept[-1][1]),
+                number(bold[-1][1]),
                 _path([place(x, y) for x, y in shown]),
                 _path([place(x, y) for x, y in thin]) if dense else "",
                 "".join("M{} {}h0".format(*place(x, y)) for x, y in isolated),
@@ -128,7 +131,7 @@ def draw(guide: Guide, curves: dict[str, Points]) -> Chart | None:
                 "t": [number(y) for _, y in thin],
             }
         )
-        spoken.append(f"{name} from {number(kept[0][1])} to {number(kept[-1][1])}")
+        spoken.append(f"{name} from {number(bold[0][1])} to {number(bold[-1][1])}")
         if dense and not any("moving average" in note for note in notes):
             notes.append(f"Faint: every logged step. Bold: moving average over {window} points.")
         if len(kept) < len(points):
@@ -136,12 +139,13 @@ def draw(guide: Guide, curves: dict[str, Points]) -> Chart | None:
             lost = plural(len(points) - len(kept), "value")
             notes.append(f"{name or guide.title}: {lost} not finite, first at step {number(int(first))}.")
     if outside:
-        notes.append(f"{outside} extreme values lie beyond the edge, up to {number(max(ys, key=abs))}.")
+        beyond = plural(outside, "extreme value")
+        notes.append(f"{beyond} beyond the edge, up to {number(max(ys, key=abs))}.")
     return Chart(
         guide,
         lines,
-        [(place(left, y)[1] / 10, _tick(y, low, high)) for y in _ticks(low, high, 4)],
-        [(place(x, low)[0] / 10, _tick(x, left, right)) for x in _ticks(left, right, 5) if left <= x <= right],
+        _y_ticks(ys, low, high),
+        [(place(x, low)[0] / 10, number(_short(x))) for x in _ticks(left, right, 5) if left <= x <= right],
         [(place(left, y)[1] / 10, label) for y, label in marks if low <= y <= high],
         notes,
         json.dumps({"l": _short(left), "r": _short(right), "s": hover}, separators=(",", ":")),
@@ -164,11 +168,10 @@ def _range(ys: Sequence[float], marks: Sequence[float]) -> tuple[float, float, i
     a, b = ordered[len(ordered) // 20], ordered[-1 - len(ordered) // 20]
     if len(ordered) >= 20 and b > a:
         low, high = max(low, a - SPIKE * (b - a)), min(high, b + SPIKE * (b - a))
-        if low > ordered[0] or high < ordered[-1]:
-            low, high = (a if low > ordered[0] else low), (b if high < ordered[-1] else high)
+        low, high = next(y for y in ordered if y >= low), next(y for y in reversed(ordered) if y <= high)
     outside = sum(not low <= y <= high for y in ys)
     low, high = min([low, *marks]), max([high, *marks])
-    air = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    air = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
     return low - air, high + air, outside
 
 
@@ -184,18 +187,27 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [y for y in found if y <= high + 1e-9 * abs(high)]
 
 
-def _tick(y: float, low: float, high: float) -> str:
+def _y_ticks(ys: Sequence[float], low: float, high: float) -> list[tuple[float, str]]:
+    """Grid lines in percent from the top; a curve that never changes gets one, at its value."""
+    ticks = _ticks(low, high, 4) if min(ys) < max(ys) else [ys[0]]
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 0.0
+    return [(round(100 * (high - y) / (high - low), 1), _tick(y, step, high)) for y in ticks if low <= y <= high]
+
+
+def _tick(y: float, step: float, top: float) -> str:
     """As many decimals as the distance between ticks needs, the same for the whole axis."""
-    top = max(abs(low), abs(high))
     if y == 0:
         return "0"
-    if top >= 1e5:
-        return number(float(f"{y:.3g}"))
-    if top < 1e-2:
-        return f"{y:.1e}".replace("e-0", "e-").replace(".0e", "e").replace("-", MINUS)
-    places = max(0, -math.floor(math.log10((high - low) / 4) + 0.01)) if high > low else 2
-    text = f"{y:,.{places}f}" if abs(y * 10**places - round(y * 10**places)) < 0.01 else f"{y:,.{places + 1}f}"
-    return text.replace("-", MINUS)
+    if step <= 0:
+        return number(y)
+    if abs(top) >= 1e6 or abs(top) < 1e-2:
+        power = math.floor(math.log10(max(abs(top), abs(y))))
+        return f"{y / 10.0**power:.{_places(step / 10.0**power)}f}e{power}".replace("-", MINUS)
+    return f"{y:,.{_places(step)}f}".replace("-", MINUS)
+
+
+def _places(step: float) -> int:
+    return next((p for p in range(8) if math.isclose(step, round(step, p), rel_tol=1e-6)), 8)
 
 
 def _thin(points: Points) -> Points:
@@ -211,14 +223,14 @@ def _thin(points: Points) -> Points:
 
 
 def _smooth(points: Points, window: int) -> Points:
-    """Centred moving average; the window shrinks at both ends instead of inventing values."""
+    """Centred moving average; at both ends over the part of the window that exists, so that no single point rules."""
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
     smooth: Points = []
     for i, (x, _) in enumerate(points):
-        reach = min(window // 2, i, len(points) - 1 - i)
-        smooth.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        low, high = max(0, i - window // 2), min(len(points), i + window // 2 + 1)
+        smooth.append((x, (sums[high] - sums[low]) / (high - low)))
     return smooth
 
 

@@ -47,7 +47,7 @@ def read_folder(folder: Path) -> RunFolder:
     card = _read_object(base / "run.json", notes)
     if not (base / "run.json").exists():
         notes.append("There is no run.json: the run ended before it wrote its card.")
-    for key in ("seeds", "gain", "kl", "length"):
+    for key in ("seeds", "gain", "gain_over_seeds", "kl", "length"):
         if key in demo and key not in card:
             card[key] = demo[key]
     curves = _curves(_read_lines(base / "metrics.jsonl", notes), notes)
@@ -81,6 +81,14 @@ def real(data: object) -> float | None:
         except OverflowError:
             return math.inf
     return None
+
+
+def total(data: object) -> float:
+    """A count, or the sum of an object of counts (one for each side); 0 for anything else."""
+    if isinstance(data, dict):
+        return sum(total(value) for value in data.values() if not isinstance(value, dict))
+    value = real(data)
+    return value if value is not None and math.isfinite(value) else 0.0
 
 
 def intervals(data: object) -> dict[str, Interval]:

@@ -23,13 +23,13 @@ from markupsafe import Markup
 from trimtab.errors import DataError
 from trimtab.report.alarms import find_alarms
 from trimtab.report.charts import EXTRA, GUIDES, PLAIN, Chart, draw
-from trimtab.report.folder import RunFolder, descend, intervals, read_folder, real, strings
+from trimtab.report.folder import RunFolder, descend, intervals, read_folder, real, strings, total
 from trimtab.report.stats import Interval
 from trimtab.report.text import as_text, clip, duration, inert, number, plural, setting, without_secrets
 from trimtab.report.verdict import figure_text, headlines, judge, measure, state_of
 
 OPEN, SHOWN, MORE = 6, 40, 24  # samples unfolded, samples in the page, further charts
-_ARXIV = re.compile(r"(?:arxiv:|https?://arxiv\.org/(?:abs|pdf)/)?\s*(\d{4}\.\d{4,5}(?:v\d+)?|[a-z-]+/\d{7})$", re.I)
+_ARXIV = re.compile(r"(?:arxiv:|https?://arxiv\.org/(?:abs|pdf)/)?\s*(\d{4}\.\d{4,5}(?:v\d+)?|[a-z-]+/\d{7})", re.I)
 _LABELS = {
     "layout": "token layout",
     "precision": "precision",
@@ -38,6 +38,7 @@ _LABELS = {
     "tokens_per_second": "tokens per second",
     "eos_lost": "answers without their end-of-text token",
     "truncated_rows": "rows cut",
+    "tokens_lost": "tokens cut",
     "held_out": "held out",
 }
 
@@ -103,6 +104,7 @@ def render(run: RunFolder) -> str:
         samples=samples,
         sample_counts=counts,
         sample_bars=bars,
+        reward_name=outcome.reward.rstrip(". "),
         sample_total=len(run.samples),
         open_samples=OPEN,
         data=_data(run),
@@ -159,7 +161,7 @@ def _duration(data: object) -> str:
 
 def _arxiv(paper: object) -> str:
     """The address of an arXiv paper, built from its number; any other text gets no link."""
-    found = _ARXIV.search(paper.strip()) if isinstance(paper, str) else None
+    found = _ARXIV.fullmatch(paper.strip()) if isinstance(paper, str) else None
     return f"https://arxiv.org/abs/{found[1]}" if found else ""
 
 
@@ -206,7 +208,7 @@ def _samples(run: RunFolder) -> tuple[list[Sample], dict[str, int], list[tuple[f
     shown, gains = [], []
     for i, row in enumerate(run.samples):
         old, new = (real(row.get(key)) for key in ("reward_before", "reward_after"))
-        gain = new - old if old is not None and new is not None else None
+        gain = round(new - old, 12) if old is not None and new is not None else None
         if gain is not None and math.isfinite(gain):
             gains.append(gain)
         if i < SHOWN:
@@ -245,7 +247,8 @@ def _data(run: RunFolder) -> dict[str, Any]:
     """The data card: counts that add up, reasons, token lengths, notes."""
     data = run.section("data")
     tokens = descend(data, "tokens")
-    sides = {side: intervals(numbers) for side, numbers in tokens.items() if isinstance(numbers, dict)}
+    losses = {key: tokens[key] for key in ("truncated_rows", "tokens_lost", "eos_lost") if key in tokens}
+    sides = {k: intervals(numbers) for k, numbers in tokens.items() if isinstance(numbers, dict) and k not in losses}
     columns = list(dict.fromkeys(column for numbers in sides.values() for column in numbers))
     usual = [c for c in ("mean", "median", "p99", "max") if c in columns]
     counted = [
@@ -256,7 +259,19 @@ def _data(run: RunFolder) -> dict[str, Any]:
     parts = [("train", sizes["train"], "c"), ("held out", sizes["held_out"], "a")]
     parts += [("dropped", sum(real(v) or 0 for _, v in dropped), "b")]
     whole = sum(v or 0 for _, v, _ in parts)
-    known = {"file", "shape", "rows", "records", "train", "held_out", "dropped", "notes", "conversions", "tokens"}
+    known = {
+        "file",
+        "shape",
+        "rows",
+        "records",
+        "train",
+        "held_out",
+        "dropped",
+        "notes",
+        "conversions",
+        "tokens",
+        "repaired",
+    }
     return {
         "file": _text(data.get("file")),
         "shape": _text(data.get("shape")),
@@ -267,7 +282,8 @@ def _data(run: RunFolder) -> dict[str, Any]:
         "dropped": sorted(dropped, key=lambda item: -(real(item[1]) or 0)),
         "columns": usual + [c for c in columns if c not in usual],
         "sides": sides,
-        "scalars": [(_LABELS.get(k, k.replace("_", " ")), v) for k, v in tokens.items() if real(v) is not None],
+        "scalars": [(_LABELS.get(k, k.replace("_", " ")), total(v)) for k, v in losses.items()],
+        "repaired": [(as_text(k), v) for k, v in descend(data, "repaired").items() if real(v)],
         "notes": strings(data.get("notes")),
         "conversions": strings(data.get("conversions")),
         "extra": _pairs({k: v for k, v in data.items() if k not in known}),

@@ -83,7 +83,11 @@ class Interval:
 
     def __str__(self) -> str:
         digits = self.decimals
-        show = (lambda x: f"{x:.3g}") if digits is None else (lambda x: f"{x:.{digits}f}")
+        form = ".3g" if digits is None else f".{digits}f"
+
+        def show(x: float) -> str:
+            return format(x, form)
+
         inside = [f"{show(self.low)} to {show(self.high)}"] if self.bounded else []
         inside += [f"n={self.n}"] if self.n else []
         return show(self.value) + (f" ({', '.join(inside)})" if inside else "")

@@ -85,6 +85,8 @@ def number(value: object, digits: int = 3) -> str:
         return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
     places = max(0, digits - whole) if whole else digits + max(0, -math.floor(math.log10(abs(value))) - 1)
+    while places and math.isclose(round(value, places - 1), value, rel_tol=1e-9):
+        places -= 1
     return f"{value:,.{places}f}".replace("-", MINUS)
 
 

@@ -20,6 +20,8 @@ STATES = {
     "running": "not finished",
 }
 FEW = 30
+TIED = 1e-9
+RANKING = (("rewards/accuracies", "accuracy"), ("rewards/auc", "AUC"))  # 0.5 is a coin for both
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Seeds:
     forest: list[Whisker]
     zero: float
 
+    @property
+    def prompts(self) -> int:
+        """How many prompts the pooled gain counts; 0 if it counts seeds."""
+        return self.gain.n if self.gain is not None and self.gain.n > len(self.rows) else 0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -92,8 +99,13 @@ def measure(run: RunFolder) -> Outcome:
     if old is not None and new is not None and "reward_gain" not in figures:
         figures["reward_gain"] = Interval(new.value - old.value, math.nan, math.nan, new.n, "")
     evaluation = run.section("evaluation")
+    start = intervals(evaluation.get("before"))
+    margins = start.get("rewards/margins")
+    if margins is not None and abs(margins.value) < TIED and not max(-margins.low, margins.high) > TIED:
+        # Policy and reference are still one model: every pair is a tie, and counting ties says nothing.
+        start = {key: value for key, value in start.items() if key not in dict(RANKING)}
     return Outcome(
-        intervals(evaluation.get("before")),
+        start,
         intervals(evaluation.get("after")),
         figures,
         name if isinstance(name, str) else "",
@@ -134,11 +146,13 @@ def judge(run: RunFolder, outcome: Outcome, alarms: list[Alarm]) -> Verdict:
     if not opening:
         sentence = _capital(clause) + "."
     elif clause.startswith("nothing was measured"):
-        sentence = opening + "; nothing was measured on held-out data."
+        sentence = opening + "; nothing was measured after training."
     else:
-        sentence = f"{opening}; {'even so' if failed else 'up to there'}, {clause}."
+        sentence = f"{opening}; {'as recorded' if failed else 'up to there'}, {clause}."
     if grave and tone in ("good", "even"):
         tone = "doubt"
+    if len(grave) > len(failed):
+        caveats.insert(0, f"{plural(len(grave) - len(failed), 'grave finding')} below: read them before this figure.")
     return Verdict(tone, sentence, caveats)
 
 
@@ -147,19 +161,21 @@ def headlines(outcome: Outcome) -> list[Headline]:
     figures, found = outcome.samples, []
     seeds = outcome.seeds
     across = f"mean over {plural(len(seeds.rows), 'seed')}" if seeds and len(seeds.rows) > 1 else ""
+    one = "one of the seeds" if across else ""
     pooled = {
         key: _pooled(seeds, key) for key in ("reward_before", "reward_after", "length_before", "length_after", "kl")
     }
     pick = {key: value if across and value is not None else figures.get(key) for key, value in pooled.items()}
     gain = seeds.gain if seeds and seeds.gain else figures.get("reward_gain")
     if pick["reward_after"] is not None or gain is not None:
-        name = f"Reward ({outcome.reward})" if outcome.reward else "Reward"
+        name = _capital(_reward_words(outcome.reward)[0])
         note = f"gain {_signed(gain)}" if gain is not None else ""
         found.append(_headline(name, pick["reward_before"], pick["reward_after"], gain, across, note))
-    accuracy = outcome.after.get("rewards/accuracies")
-    if accuracy is not None:
-        before = outcome.before.get("rewards/accuracies")
-        found.append(_headline("Held-out accuracy", before, accuracy, None, "", "", (0.5, "a coin")))
+    for key, name in RANKING:
+        accuracy, before = outcome.after.get(key), outcome.before.get(key)
+        if accuracy is None:
+            continue
+        found.append(_headline("Held-out " + name, before, accuracy, None, one, "", (0.5, "a coin")))
     if pick["length_after"] is not None:
         found.append(
             _headline(
@@ -176,7 +192,7 @@ def headlines(outcome: Outcome) -> list[Headline]:
 def _result(run: RunFolder, outcome: Outcome) -> tuple[str, str, list[str]]:
     figures, caveats = outcome.samples, []
     seeds = outcome.seeds
-    reward = f"reward ({outcome.reward})" if outcome.reward else "reward"
+    reward, explained = _reward_words(outcome.reward)
     many = seeds is not None and len(seeds.rows) > 1
     if not many:
         caveats.append("One seed: another may come out differently.")
@@ -185,11 +201,13 @@ def _result(run: RunFolder, outcome: Outcome) -> tuple[str, str, list[str]]:
     gain = seeds.gain if seeds is not None and seeds.gain is not None else figures.get("reward_gain")
     if gain is not None:
         if seeds is not None and gain is seeds.gain and many:
-            where = f"over {plural(len(seeds.rows), 'seed')}, the aligned model's {reward}"
+            sampled = f" and {plural(seeds.prompts, 'held-out prompt')}" if seeds.prompts else ""
+            where = f"over {plural(len(seeds.rows), 'seed')}{sampled}, the aligned model's {reward}"
         else:
             where = f"the aligned model's {reward}" + (f" on {plural(gain.n, 'held-out prompt')}" if gain.n else "")
             if 0 < gain.n < FEW:
                 caveats.append(f"Only {plural(gain.n, 'prompt')} were sampled.")
+        caveats += [explained] if explained else []
         bounds = _bounds(gain)
         if not gain.bounded:
             caveats.append("No interval was recorded, so chance cannot be ruled out.")
@@ -206,10 +224,11 @@ def _result(run: RunFolder, outcome: Outcome) -> tuple[str, str, list[str]]:
             flipped = Interval(-gain.value, -gain.high, -gain.low, gain.n, gain.method, gain.level)
             return "bad", f"{where} fell by {_show(flipped, flipped.value)} ({_bounds(flipped)})", caveats
         return "even", f"{where} did not change measurably: {_signed(gain)}", caveats
-    accuracy = outcome.after.get("rewards/accuracies")
+    name, accuracy = next(((name, outcome.after[key]) for key, name in RANKING if key in outcome.after), ("", None))
     if accuracy is not None:
-        size = f" on {plural(accuracy.n, 'comparison')}" if accuracy.n else ""
-        shown = f"the held-out accuracy{size} is {_show(accuracy, accuracy.value)}"
+        counted = "prompt" if accuracy.method == "bootstrap" else "comparison"  # the bootstrap draws prompts
+        size = f" on {plural(accuracy.n, counted)}" if accuracy.n else ""
+        shown = f"the held-out {name}{size} is {_show(accuracy, accuracy.value)}"
         caveats.append("It says how the model ranks given answers, not how good its own answers are.")
         if not accuracy.bounded:
             caveats.append("No interval was recorded, so chance cannot be ruled out.")
@@ -222,10 +241,21 @@ def _result(run: RunFolder, outcome: Outcome) -> tuple[str, str, list[str]]:
         return "even", f"{shown}: not distinguishable from chance", caveats
     old, new = outcome.before.get("loss"), outcome.after.get("loss")
     if new is not None:
-        came = f"went from {number(old.value)} to {number(new.value)}" if old is not None else f"is {number(new.value)}"
+        came = f"went from {_show(old, old.value)} to" if old is not None else "is"
+        came += f" {_show(new, new.value)}" + (f" ({_bounds(new)})" if new.bounded else "")
         caveats.append("The loss says how well the objective is met, not how good the answers are.")
         return "even", f"the held-out loss {came}", caveats
-    return "even", "nothing was measured on held-out data, so whether the model got better is not known", []
+    return "even", "nothing was measured after training, so whether the model got better is not known", []
+
+
+def _reward_words(name: str) -> tuple[str, str]:
+    """How the sentence calls the reward, and a line beneath it where the name is too long for the sentence."""
+    name = " ".join(name.split()).rstrip(".")
+    if not name:
+        return "reward", ""
+    if len(name) <= 24 and "(" not in name:
+        return f"reward ({name})", ""
+    return "true reward" if "true reward" in name.lower() else "reward", f"The reward: {name}."
 
 
 def _headline(
@@ -290,7 +320,10 @@ def _seeds(card: dict[str, Any]) -> Seeds | None:
     if gain is None:
         gain = _mean([row.figures["reward_gain"] for row in rows if "reward_gain" in row.figures])
     drawn = [(f"seed {row.name}", "c", row.figures["reward_gain"]) for row in rows if "reward_gain" in row.figures]
-    drawn += [("all seeds", "good", gain)] if gain is not None else []
+    pooled = "all seeds" if gain is None or gain.n <= len(rows) else "by prompt"
+    drawn += [(pooled, "good", gain)] if gain is not None else []
+    between = Interval.from_json(card.get("gain_over_seeds"))
+    drawn += [("by seed", "good", between)] if between is not None else []
     forest = [(label, tone, f.value, f.low, f.high, _signed(f)) for label, tone, f in drawn]
     columns = [(key, name) for key, name in SEED_COLUMNS if any(key in row.figures for row in rows)]
     if not forest:
@@ -333,7 +366,7 @@ def _plain(figure: Interval) -> str:
 
 
 def _bounds(figure: Interval) -> str:
-    return f"{number(100 * figure.level)} % interval {_show(figure, figure.low)} to {_show(figure, figure.high)}"
+    return f"{100 * figure.level:g} % interval {_show(figure, figure.low)} to {_show(figure, figure.high)}"
 
 
 def _capital(text: str) -> str:
@@ -347,9 +380,10 @@ def state_of(card: dict[str, Any]) -> str:
 
 
 def figure_text(figure: Interval | None) -> str:
-    """``0.21 (0.12 to 0.30, n=60)`` with a real minus sign, or nothing."""
+    """``0.21 (0.12 to 0.30, n=60)`` with a real minus sign, or nothing; bounds that print like the value are left out."""
     if figure is None:
         return ""
-    count = f", n={figure.n:,}" if figure.n else ""
-    text = _plain(figure)
-    return text[:-1] + count + ")" if figure.bounded else text
+    value, low, high = (_show(figure, v) for v in (figure.value, figure.low, figure.high))
+    inside = [f"{low} to {high}"] if figure.bounded and not low == value == high else []
+    inside += [f"n={figure.n:,}"] if figure.n else []
+    return value + (f" ({', '.join(inside)})" if inside else "")

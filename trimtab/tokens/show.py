@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -23,15 +24,26 @@ def show(example: Example, tokenizer: Any) -> Panel:
     parts: list[Text] = [Text(_visible(tokenizer.decode(list(example.prompt))), style="dim")]
     for side, completion in zip(sides(example), example.completions, strict=True):
         text = Text(f"{side} ({len(completion)} tokens trained) ", style="bold")
-        for i, token in enumerate(completion):
+        for i, piece in enumerate(pieces(completion, tokenizer)):
             # Text.append does not read markup, so hostile text stays text
-            text.append(_visible(tokenizer.decode([token])), style=COLOURS.get(side, OTHER)[i % 2])
+            text.append(_visible(piece), style=COLOURS.get(side, OTHER)[i % 2])
         parts.append(text)
     tie = getattr(example.record, "tie", False)
     desirable = getattr(example.record, "desirable", None)
     label = "tie" if tie else "" if desirable is None else "thumbs up" if desirable else "thumbs down"
-    title = f"{example.record.origin} · prompt {len(example.prompt)} tokens {('· ' + label) if label else ''}"
+    title = f"{_visible(str(example.record.origin))} · prompt {len(example.prompt)} tokens {('· ' + label) if label else ''}"
     return Panel(Group(*parts), title=Text(title), title_align="left")
+
+
+def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """The text of each token where it stands; tokens that are parts of one character come as one piece."""
+    shown = ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+        if end < len(ids) and text.endswith("\ufffd"):  # the first bytes of a character
+            continue
+        yield text[len(shown) :]
+        shown = text
 
 
 def _visible(text: str) -> str:

@@ -73,10 +73,12 @@ class Template:
         """The conversation as text, up to where the model answers."""
         if self.mode == "plain":
             if len(prompt) != 1 or prompt[0].role != "user":
+                here, way = "has none", "chat_template: FILE"
+                if self.tokenizer.chat_template:
+                    here, way = "was set to plain", "template: chat"
                 raise TokenError(
-                    f"a conversation of {len(prompt)} messages needs a chat template, and "
-                    f"{_name(self.tokenizer)} {'has none' if not self.tokenizer.chat_template else 'was set to plain'}. "
-                    "Pass chat_template: FILE, or flatten the conversation into one prompt string."
+                    f"a conversation of {len(prompt)} messages needs a chat template, and {_name(self.tokenizer)} {here}. "
+                    f"Pass {way}, or flatten the conversation into one prompt string."
                 )
             return prompt[0].content
         return self._render(prompt, add_generation_prompt=True)
@@ -150,9 +152,12 @@ class Template:
     def _refuse_double_bos(self, ids: list[int]) -> None:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
+            twice = "the text begins with one and the tokenizer adds another."
+            if self.mode == "chat":
+                twice = "the chat template writes it twice."
             raise TokenError(
                 f"the prompt starts with two beginning-of-sequence tokens ({self.tokenizer.bos_token!r}, ids {ids[:6]}…): "
-                "the chat template and the tokenizer both add one. Remove it from the chat template."
+                f"{twice} Remove one of them."
             )
 
 
@@ -211,6 +216,8 @@ def tokenize(
         except RowRefused as e:
             report.drop(str(e), record)
             continue
+        except TokenError as e:
+            raise TokenError(f"{record.origin}: {e}") from e
         cut = _truncate(example, max_length, truncation, report)
         if cut is None:
             report.drop(f"{TOO_LONG} ({max_length} tokens)", record)
@@ -252,14 +259,19 @@ def _truncate(e: Example, limit: int, how: Truncation, report: TokenReport) -> E
 def _refuse_too_much(report: TokenReport, limit: int, how: Truncation, allowed: float) -> None:
     if not report.kept:
         reasons = "; ".join(f"{n} × {r} (e.g. {report.examples[r][0]})" for r, n in report.dropped.items())
-        raise TokenError(f"no row is left to train on, of {report.rows}: {reasons or 'the file has none'}.")
+        remedy = "Raise max_length, or choose another truncation."
+        if TOO_LONG not in reasons:
+            remedy = "Correct the rows or the chat template; `trimtab data show` shows what becomes of a row."
+        raise TokenError(f"no row is left to train on, of {report.rows:,}: {reasons or 'the file has none'}. {remedy}")
     too_long = sum(n for r, n in report.dropped.items() if r.startswith(TOO_LONG))
     affected = too_long + report.truncated_rows
     if affected > allowed * report.rows:
+        fate = [f"{too_long} would be left out"] * bool(too_long) + [f"{report.truncated_rows} cut"] * (how != "drop")
+        choice = " choose truncation: prompt or completion," if how == "drop" else ""
         raise TokenError(
-            f"{affected} of {report.rows} rows ({affected / report.rows:.0%}) are longer than max_length {limit} and would "
-            f"be {'left out' if how == 'drop' else 'cut'}; at most {allowed:.0%} is allowed. Raise max_length, choose "
-            "truncation: prompt or completion, or accept it with a larger max_truncated."
+            f"{affected} of {report.rows} rows ({affected / report.rows:.0%}) are longer than max_length {limit}: "
+            f"{', '.join(fate)}; at most {allowed:.0%} is allowed. Raise max_length,{choice} or accept it with a larger "
+            "max_truncated."
         )
 
 

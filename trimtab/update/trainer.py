@@ -11,6 +11,7 @@ are used as they are.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from trimtab.errors import CheckFailed, CheckpointError
 from trimtab.logprobs.reference import Cached, Reference, mismatch
@@ -95,6 +97,7 @@ class Update(Trainer):
         self.memory: Mapping[str, Tensor] = {}
         self.tally = Tally()
         self.tokens_seen = 0
+        self.current: list[Example] = []  # the batch of this step
         # a NaN must be seen, not averaged away
         args.logging_nan_inf_filter = False
         super().__init__(
@@ -137,6 +140,7 @@ class Update(Trainer):
     ) -> Tensor:
         model.train()
         batch, share = inputs, self._share(len(inputs))
+        self.current = batch
         denominator = self.denominator(batch)
         unmatched = self._mismatched(batch)
         reference = self._reference_logps([batch[i] for i in share])
@@ -175,7 +179,7 @@ class Update(Trainer):
                 losses = self.objective.loss(view)
                 self._refuse_nonfinite(losses, examples)
                 self.accelerator.backward(losses.sum() * scale)
-                total += losses.detach().sum() * scale
+                total = total + losses.detach().sum() * scale  # not in place: it takes the precision of the losses
                 self._record(view, losses)
         return total
 
@@ -287,7 +291,7 @@ class Update(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            self._stop(f"the gradient norm is {float(norm)} although every loss is finite", [])
+            self._stop(f"the gradient norm is {float(norm)} although every loss is finite", self.current)
         return norm
 
     def _stop(self, what: str, rows: Sequence[Example]) -> None:
@@ -368,6 +372,18 @@ class Update(Trainer):
             done = {"step": self.state.global_step, "tokens_seen": self.tokens_seen}
             (folder / COMPLETE_FILE).write_text(json.dumps(done))
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **more: Any) -> TrainOutput:
+        """As the Trainer's; a checkpoint at the last step is only loaded (the Trainer would take one more step)."""
+        if not isinstance(resume_from_checkpoint, str):
+            return super().train(resume_from_checkpoint, **more)
+        state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+        steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * len(self.batches)
+        if state.global_step < steps:
+            return super().train(resume_from_checkpoint, **more)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self.state = state
+        return TrainOutput(state.global_step, 0.0, {})
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
@@ -385,6 +401,8 @@ class Update(Trainer):
             self.batches.batch_size,
         )
         if "mismatched" in self.objective.needs:
+            if max_steps > 0:  # may take more epochs than were asked for
+                epochs = math.ceil(max_steps / len(self.batches))
             plan = [b for e in range(max(epochs, 1)) for b in self.batches.epoch(e)]
             plan = plan if max_steps <= 0 else plan[:max_steps]
             batches = [[self.examples[i] for i in b] for b in plan]
@@ -403,7 +421,10 @@ def last_checkpoint(folder: Path) -> Path:
     complete = [p for p in found if (p / COMPLETE_FILE).exists()]
     if not complete:
         broken = f" {len(found)} incomplete one(s) there: {', '.join(p.name for p in found)}." if found else ""
-        raise CheckpointError(f"{folder} has no complete checkpoint to resume from.{broken} Start without resume.")
+        raise CheckpointError(
+            f"{folder} has no complete checkpoint to resume from.{broken} Start again with another "
+            "output; save_every says how often a checkpoint is written."
+        )
     return complete[-1]
 
 

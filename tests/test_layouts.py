@@ -1,0 +1,152 @@
+"""Every layout gives the model's own numbers, for every architecture that is promised; the others fall back and say why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests import tiny
+from trimtab.errors import ModelError
+from trimtab.feedback.records import Comparison, Ranking
+from trimtab.logprobs import attention, score
+from trimtab.logprobs.layout import Mode
+from trimtab.logprobs.score import Scorer, base_model, choose_layout, install, plain_attention
+
+WINDOW = {"sliding_window": 5}
+GEMMA = {**WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
+SHARED: dict[str, dict[str, object]] = {
+    "cohere2": {**WINDOW, "sliding_window_pattern": 2},
+    "deepseek_v3": {
+        **EXPERTS,
+        **LATENT,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "gemma2": GEMMA,  # soft-cap in attention and head; no sdpa of its own
+    "gemma3_text": {**GEMMA, "sliding_window_pattern": 2},
+    "glm4": {"head_dim": 8},
+    "gpt2": {},
+    "gpt_neox": {},
+    "gpt_oss": {**WINDOW, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},  # attention sinks
+    "granite": {"logits_scaling": 2.0},
+    "llama": {},
+    "mistral": WINDOW,
+    "mixtral": {"num_local_experts": 4},
+    "olmo2": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "phi": {},
+    "phi3": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 8},
+    "smollm3": {},
+    "starcoder2": {},
+}
+FALLS_BACK: dict[str, dict[str, object]] = {"falcon": {}, "mamba": {"state_size": 4}, "stablelm": {}}
+EXAMPLES = [*tiny.examples(Comparison, 3, seed=5), *tiny.examples(Ranking, 1, k=4)]
+TOLERANCE = 2e-5  # nats per token in float32
+
+
+def model_of(kind: str) -> nn.Module:
+    """Two random layers. Token ids are small: some configs' defaults lie outside a tiny vocabulary."""
+    sizes = {
+        "vocab_size": tiny.VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**sizes, **{**SHARED, **FALLS_BACK}[kind]})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def own_numbers(model: nn.Module) -> torch.Tensor:
+    """Log-probs of every completion token from the model's own logits, one completion at a time."""
+    parts = []
+    for e in EXAMPLES:
+        for c in e.completions:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[*e.prompt, *c]]), use_cache=False).logits[0]
+            parts.append(logits[len(e.prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(c)[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def scored(model: nn.Module, mode: Mode) -> torch.Tensor:
+    install(model, torch.float32, mode)
+    return Scorer(model, mode, 60).score_all(EXAMPLES)[0]
+
+
+def test_the_data_reaches_beyond_the_window() -> None:
+    assert max(len(e.prompt) for e in EXAMPLES) > 5 and 1 in {len(c) for e in EXAMPLES for c in e.completions}
+    assert set(SHARED) == score.ON_THE_INTERFACE
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_prompt_is_shared_where_that_holds(kind: str) -> None:
+    model = model_of(kind)
+    stock, own = base_model(model).config._attn_implementation, own_numbers(model)
+    model.train()
+    choice = choose_layout(model, EXAMPLES)
+    assert choice.mode == "shared" and choice.fallback is None
+    assert base_model(model).config._attn_implementation == stock and "forward" not in vars(model) and model.training
+    model.eval()
+    modes: tuple[Mode, ...] = ("shared", "packed", "padded")
+    for mode in modes:
+        assert (scored(model, mode) - own).abs().max() < TOLERANCE, mode
+    # and the model still is what transformers loaded, for generation and once uninstalled
+    install(model, torch.float32, "shared")
+    with plain_attention(model):
+        assert (own_numbers(model) - own).abs().max() < TOLERANCE
+    score.uninstall(model)
+    assert torch.equal(own_numbers(model), own)
+
+
+@pytest.mark.parametrize("kind", FALLS_BACK)
+def test_others_fall_back_and_say_why(kind: str) -> None:
+    model = model_of(kind)
+    choice = choose_layout(model, EXAMPLES)
+    assert choice.mode == "padded"
+    assert choice.fallback == f'model type "{kind}" is not known to keep packed completions apart'
+    assert (scored(model, "padded") - own_numbers(model)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("falcon", "largest difference"), ("stablelm", "got no layout")])
+def test_a_wrong_promise_is_found_out(kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falcon takes the setting and goes its own way, stablelm loses the layout: the comparison at the start sees both."""
+    monkeypatch.setattr(score, "ON_THE_INTERFACE", frozenset({kind}))
+    choice = choose_layout(model_of(kind), EXAMPLES)
+    assert choice.mode == "padded" and choice.fallback is not None
+    assert choice.fallback.count(reason) == 2  # shared and packed
+
+
+def test_a_layout_asked_for_is_given_or_refused() -> None:
+    assert choose_layout(model_of("llama"), EXAMPLES, "packed").mode == "packed"
+    with pytest.raises(ModelError, match=r'No layout gives this model\'s own log-probs \(model type "falcon"\)'):
+        choose_layout(model_of("falcon"), EXAMPLES, "shared")
+
+
+def test_our_attention_without_a_layout_is_refused() -> None:
+    model = model_of("llama")
+    model.set_attn_implementation(attention.NAME)
+    with pytest.raises(ModelError, match="got no layout"):
+        model(input_ids=torch.tensor([[3, 4]]))

@@ -1,0 +1,108 @@
+"""Preference learning from pairs in one flat script: plain PyTorch, padded batches, full logits, formulas as published.
+
+It is the tutorial and the oracle: slow, obvious, and equal to trimtab in loss and in the gradient of every parameter
+(test_twins.py). Shapes: B completions, T tokens of the longest prompt plus completion, V vocabulary, R pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from trimtab.tokens.batch import Example
+
+Row = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids
+
+
+def pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [B, T]; attend [B, T], 1 on text and 0 on padding; trained [B, T], 1 on the tokens of the completion."""
+    longest = max(len(prompt) + len(completion) for prompt, completion in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    attend, trained = torch.zeros_like(ids), torch.zeros_like(ids)
+    for b, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion)
+        ids[b, :end] = torch.tensor([*prompt, *completion])
+        attend[b, :end] = 1
+        trained[b, len(prompt) : end] = 1
+    return ids, attend, trained
+
+
+def token_logps(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """log pi(y_t | x, y_<t) as [B, T-1], 0 where nothing is trained, and the mask that says where something is."""
+    ids, attend, trained = pad(rows)
+    logits = model(input_ids=ids, attention_mask=attend).logits  # [B, T, V]
+    # the logits at position t speak about the token at t + 1
+    logps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+    mask = trained[:, 1:].to(logps.dtype)
+    return logps * mask, mask
+
+
+def logps_of_pairs(model: Any, pairs: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log pi(y_w|x), log pi(y_l|x) and the lengths |y_w|, |y_l|, each [R]."""
+    rows = [(e.prompt, completion) for e in pairs for completion in e.completions]  # chosen, rejected, chosen, ...
+    logps, mask = token_logps(model, rows)
+    logp, length = logps.sum(1), mask.sum(1)
+    return logp[0::2], logp[1::2], length[0::2], length[1::2]
+
+
+def dpo(margin: Tensor) -> Tensor:
+    """-log sigma(m)"""
+    return -logsigmoid(margin)
+
+
+def robust_dpo(margin: Tensor, flip_rate: float) -> Tensor:
+    """What DPO would have lost on clean labels, in expectation over labels flipped at this rate."""
+    return ((1 - flip_rate) * dpo(margin) - flip_rate * dpo(-margin)) / (1 - 2 * flip_rate)
+
+
+def todo(margin: Tensor, tie: Tensor, alpha: float) -> Tensor:
+    """-log P(first wins), and -log P(tie) where it was one:  P(tie) = sigma(m + alpha) - sigma(m - alpha)"""
+    preferred = softplus(alpha - margin)
+    tied = -torch.log(torch.sigmoid(margin + alpha) - torch.sigmoid(margin - alpha))
+    return torch.where(tie, tied, preferred)
+
+
+def loss(method: str, policy: Any, reference: Any, pairs: Sequence[Example], **options: float) -> Tensor:
+    """Mean loss over the pairs."""
+    beta = options["beta"]
+    chosen, rejected, length_chosen, length_rejected = logps_of_pairs(policy, pairs)
+    if method == "simpo":  # no reference, mean instead of sum, a target margin
+        margin = beta * (chosen / length_chosen - rejected / length_rejected)
+        return dpo(margin - beta * options["gamma_beta_ratio"]).mean()
+
+    with torch.no_grad():
+        ref_chosen, ref_rejected, _, _ = logps_of_pairs(reference, pairs)
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    match method:
+        case "dpo":
+            losses = dpo(margin)
+        case "robust_dpo":
+            losses = robust_dpo(margin, options["flip_rate"])
+        case "todo":
+            losses = todo(margin, torch.tensor([e.record.tie for e in pairs]), options["alpha"])  # type: ignore[attr-defined]
+        case _:
+            raise ValueError(method)
+    return losses.mean()
+
+
+def train(
+    method: str,
+    policy: Any,
+    reference: Any,
+    batches: Sequence[Sequence[Example]],
+    learning_rate: float,
+    **options: float,
+) -> list[float]:
+    """One optimiser step per batch; returns the losses before each."""
+    optimizer, found = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0), []
+    for batch in batches:
+        optimizer.zero_grad()
+        value = loss(method, policy, reference, batch, **options)
+        value.backward()
+        optimizer.step()
+        found.append(value.item())
+    return found

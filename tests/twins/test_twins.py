@@ -1,0 +1,193 @@
+"""The engine equals the flat scripts: loss and gradient of every parameter, every method, layout and token budget."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from tests.engine import (
+    WHOLE,
+    assert_same,
+    engine,
+    frozen,
+    gradients,
+    lengths,
+    losses,
+    other_model,
+    step,
+    weights,
+    worst,
+)
+from tests.twins import pairs, thumbs
+from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Thumb
+from trimtab.logprobs.layout import Mode
+from trimtab.logprobs.scored import Completions, Rankings
+from trimtab.objectives import methods
+from trimtab.objectives.base import Objective, option
+from trimtab.objectives.check import check_objective
+from trimtab.tokens.batch import Example
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+BUDGETS = (1, 60, WHOLE)  # every example alone, a few together, all at once
+
+
+@dataclass(frozen=True)
+class PlackettLuce(Objective):
+    """L = -sum_k log(exp r_k / sum_{j >= k} exp r_j),   r = beta log pi/pi_ref,   completions in the order of their ranks"""
+
+    beta: float = option(0.1, "scale", above=0)
+    feedback, needs = Rankings, frozenset({"reference"})
+    paper = "arXiv:2305.18290, appendix A.3"
+
+    def reward(self, y: Completions) -> Tensor:
+        return self.beta * y.log_ratio
+
+    def loss(self, batch: Rankings) -> Tensor:
+        by_rank = torch.stack([p[r.argsort()] for p, r in zip(self._rows(self.reward(batch.y), batch), self._rows(batch.rank, batch), strict=True)])  # fmt: skip  # noqa: E501
+        return (by_rank.flip(1).logcumsumexp(1).flip(1) - by_rank).sum(1)
+
+    @staticmethod
+    def _rows(values: Tensor, batch: Rankings) -> list[Tensor]:
+        return [values[batch.prompt == i] for i in range(len(batch))]
+
+
+def plackett_luce(policy: Any, reference: Any, examples: Sequence[Example], beta: float) -> Tensor:
+    """The twin: one prompt at a time, one place at a time."""
+    total = torch.zeros((), dtype=torch.float64)
+    for e in examples:
+        reward = beta * thumbs.log_ratios(policy, reference, [(e.prompt, c) for c in e.completions])
+        left = sorted(range(len(e.completions)), key=lambda k: e.record.ranks[k])  # type: ignore[attr-defined]
+        while left:
+            total = total - (reward[left[0]] - torch.log(reward[left].exp().sum()))
+            left.pop(0)
+    return total / len(examples)
+
+
+@dataclass
+class Case:
+    """A method with options, its data and its twin."""
+
+    objective: Objective
+    examples: list[Example]
+    twin: Callable[[Any, Any, Sequence[Example]], Tensor]
+
+
+def of_pairs(method: str, **options: float) -> Case:
+    examples = tiny.examples(Comparison, 6, seed=5, ties=method == "todo")
+    return Case(methods()[method](**options), examples, lambda p, r, e: pairs.loss(method, p, r, e, **options))
+
+
+def of_thumbs(**options: float) -> Case:
+    examples = tiny.examples(Thumb, 7, seed=1)
+    # the third row answers the prompt of the second: its mismatch must skip it
+    examples[2] = Example(examples[1].prompt, examples[2].completions, examples[2].record)
+    return Case(methods()["kto"](**options), examples, lambda p, r, e: thumbs.kto(p, r, e, **options))
+
+
+def of_demonstrations(normalise: str) -> Case:
+    return Case(methods()["sft"](normalise=normalise), tiny.examples(Demonstration, 6, seed=1), lambda p, _, e: thumbs.sft(p, e, normalise))  # fmt: skip  # noqa: E501
+
+
+def of_groups() -> Case:
+    examples = tiny.examples(Ranking, 3, k=8, seed=2)
+    said = (Message("user", "?"),)
+    ranks = [(3, 1, 2, 8, 7, 4, 5, 6), (1, 2, 3, 4, 5, 6, 7, 8), (8, 7, 6, 5, 4, 3, 2, 1)]
+    records = [Ranking(said, tuple("abcdefgh"), r) for r in ranks]
+    examples = [Example(e.prompt, e.completions, r) for e, r in zip(examples, records, strict=True)]
+    return Case(PlackettLuce(beta=0.03), examples, lambda p, r, e: plackett_luce(p, r, e, 0.03))
+
+
+CASES = {
+    "dpo": of_pairs("dpo", beta=0.05),
+    "robust_dpo": of_pairs("robust_dpo", beta=0.05, flip_rate=0.2),
+    "simpo": of_pairs("simpo", beta=2.5, gamma_beta_ratio=0.3),
+    "todo": of_pairs("todo", beta=0.05, alpha=0.4),
+    "kto": of_thumbs(beta=0.05, desirable_weight=1.5, undesirable_weight=0.8),
+    "sft token": of_demonstrations("token"),
+    "sft sequence_sum": of_demonstrations("sequence_sum"),
+    "sft sequence_mean": of_demonstrations("sequence_mean"),
+    "groups of 8": of_groups(),
+}
+
+
+def plain(case: Case, model: Any) -> tuple[float, dict[str, Tensor]]:
+    """(loss, gradients) of the flat script."""
+    policy = copy.deepcopy(model)
+    value = case.twin(policy, other_model(), case.examples)
+    value.backward()
+    return value.item(), gradients(policy)
+
+
+def test_no_method_lacks_a_twin() -> None:
+    assert set(methods()) <= {name.split()[0] for name in CASES}
+
+
+def test_the_data_is_what_it_should_be() -> None:
+    assert check_objective(PlackettLuce())
+    for case in CASES.values():
+        assert 1 in lengths(case.examples) and len(lengths(case.examples)) > 3
+        assert len({len(e.prompt) for e in case.examples}) > 2
+    todo = [e.record.tie for e in CASES["todo"].examples]  # type: ignore[attr-defined]
+    assert {*todo} == {True, False}
+    kto = [e.record.desirable for e in CASES["kto"].examples]  # type: ignore[attr-defined]
+    assert {*kto} == {True, False}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_engine_equals_twin(name: str, tmp_path: Path) -> None:
+    case, model = CASES[name], tiny.model()
+    wanted = plain(case, model)
+    for mode in MODES:
+        trainer = engine(model, case.objective, case.examples, tmp_path, mode=mode)
+        for budget in BUDGETS:
+            trainer.scorer.budget = budget
+            assert_same(step(trainer), wanted)
+
+
+def test_a_prompt_of_one_token_and_a_batch_of_one(tmp_path: Path) -> None:
+    for name in ("dpo", "kto", "sft token"):
+        case, model = CASES[name], tiny.model()
+        first = case.examples[0]
+        one = Case(case.objective, [Example((5,), first.completions, first.record)], case.twin)
+        wanted = plain(one, model)
+        for mode in MODES:
+            assert_same(step(engine(model, one.objective, one.examples, tmp_path, mode=mode)), wanted)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "sft token"])
+def test_five_steps_of_training_equal_the_script(name: str, tmp_path: Path) -> None:
+    """Data order, optimiser, denominators of uneven batches: two epochs of batches of 3, the last ones smaller."""
+    case, model = CASES[name], tiny.model()
+    policy = copy.deepcopy(model)
+    trainer = engine(model, case.objective, case.examples, tmp_path, budget=60, batch_size=4, max_steps=4)
+    batches = [[case.examples[i] for i in b] for epoch in range(2) for b in trainer.batches.epoch(epoch)]
+    assert [len(b) for b in batches] in ([4, 2] * 2, [4, 3] * 2)
+    options = vars(case.objective)
+    match name:
+        case "dpo":
+            wanted = pairs.train(name, policy, other_model(), batches, 1e-2, **options)
+        case "kto":
+            wanted = thumbs.train(policy, batches, 1e-2, reference=other_model(), **options)
+        case _:
+            wanted = thumbs.train(policy, batches, 1e-2, **options)
+    trainer.train()
+    assert losses(trainer) == pytest.approx(wanted, rel=1e-9)
+    assert worst(weights(model), weights(policy)) < 1e-8
+
+
+def test_reference_is_not_the_policy() -> None:
+    """Else every equality above would hold for a reference that is ignored."""
+    case = CASES["dpo"]
+    rows = [(e.prompt, c) for e in case.examples for c in e.completions]
+    policy, other = (pairs.token_logps(m, rows)[0].sum(1) for m in (tiny.model(), other_model()))
+    assert (policy - other).abs().min() > 1e-3
+    ours = frozen(other_model(), "shared").logps(case.examples)
+    assert torch.allclose(ours.sum(), other.sum(), rtol=1e-12)
