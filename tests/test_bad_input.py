@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.command import Outcome, done, trimtab
 from tests.tiny_folder import feedback_file, tiny_folder, tokenizer
+from trimtab.feedback.records import Comparison, Demonstration, Record, Thumb
+from trimtab.objectives import methods
 
 ONE_STEP = ("--model", "./tiny", "--max_steps", 1, "--batch_size", 4, "--samples", 0)
 HERE = Path(__file__).parent
@@ -55,6 +57,12 @@ def rows(name: str, *found: dict[str, Any]) -> Path:
 
 def pair(i: int, **changes: Any) -> dict[str, Any]:
     return {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea.", **changes}
+
+
+def able(kind: type[Record], *, ties: bool = False, but: str = "") -> str:
+    """Names of the methods that learn from this kind, as messages list them."""
+    names = (n for n, c in methods().items() if c.feedback.record is kind and (c.ties or not ties) and n != but)
+    return ", ".join(names)
 
 
 def refused(file: str | Path, *options: object) -> str:
@@ -307,15 +315,15 @@ def test_missing_template() -> None:
 
 def test_thumbs_given_to_a_pair_method() -> None:
     assert refused("thumb.jsonl") == (
-        "thumb.jsonl holds 12 records of kind thumb, but dpo learns from kind comparison. Methods for this data: kto; "
-        "or pass convert: comparison (`trimtab data convert` says what is lost)."
+        "thumb.jsonl holds 12 records of kind thumb, but dpo learns from kind comparison. Methods for this data: "
+        f"{able(Thumb)}; or pass convert: comparison (`trimtab data convert` says what is lost)."
     )
 
 
 def test_no_conversion_is_offered_that_does_not_exist() -> None:
     assert refused("demonstration.jsonl") == (
         "demonstration.jsonl holds 12 records of kind demonstration, but dpo learns from kind comparison. Methods for "
-        "this data: sft."
+        f"this data: {able(Demonstration)}."
     )
     assert refused("demonstration.jsonl", "--convert", "comparison").startswith(
         "demonstration records cannot become comparison records: it would invent what nobody said."
@@ -329,8 +337,8 @@ def test_no_conversion_is_offered_that_does_not_exist() -> None:
 
 def test_ties_given_to_dpo() -> None:
     assert refused("ties.jsonl") == (
-        "4 of 12 comparisons in ties.jsonl are ties, and dpo cannot learn from ties. Choose a method that can (todo), "
-        "or pass ties: drop, or ties: split."
+        "4 of 12 comparisons in ties.jsonl are ties, and dpo cannot learn from ties. Choose a method that can "
+        f"({able(Comparison, ties=True)}), or pass ties: drop, or ties: split."
     )
     assert refused("comparison.jsonl", "--ties", "drop") == (
         'The option "ties" has no effect here: comparison.jsonl has no tie. Remove it.'
@@ -342,15 +350,16 @@ def test_ties_given_to_dpo() -> None:
 
 
 def test_one_class_only_for_kto() -> None:
+    others = f"{able(Thumb, but='kto')}; " if able(Thumb, but="kto") else ""
     up = rows("up.jsonl", *({"prompt": f"q{i}", "completion": "x", "label": True} for i in range(8)))
     assert refused(up, "--method", "kto", "--holdout", 0) == (
-        "up.jsonl: all 8 thumbs point up; kto needs both kinds. Other methods that can use it: sft with convert: "
-        "demonstration. Or add what is missing."
+        "up.jsonl: all 8 thumbs point up; kto needs both kinds. Other methods that can use it: "
+        f"{others}{able(Demonstration)} with convert: demonstration. Or add what is missing."
     )
     down = rows("down.jsonl", *({"prompt": f"q{i}", "completion": "x", "label": False} for i in range(8)))
     assert refused(down, "--method", "kto", "--holdout", 0) == (
-        "down.jsonl: all 8 thumbs point down; kto needs both kinds. Other methods that can use it: none. "
-        "Or add what is missing."
+        "down.jsonl: all 8 thumbs point down; kto needs both kinds. Other methods that can use it: "
+        f"{able(Thumb, but='kto') or 'none'}. Or add what is missing."
     )
 
 
@@ -371,7 +380,7 @@ def test_one_class_only_for_kto() -> None:
         ),
         (
             ["--method", "dppo"],
-            'There is no method "dppo". Did you mean "dpo"? Known: dpo, kto, robust_dpo, sft, simpo, todo.',
+            f'There is no method "dppo". Did you mean "dpo"? Known: {", ".join(methods())}.',
         ),
         (["--beta", "-1"], "dpo: beta is -1.0; expected a number above 0."),
         (["--beta", "much"], 'dpo: beta is "much"; expected a number.'),
@@ -394,8 +403,7 @@ def test_option_that_is_not_understood(options: list[object], message: str) -> N
     [
         (
             ["--gamma_beta_ratio", 0.5],
-            'The option "gamma_beta_ratio" has no effect for method dpo; it belongs to simpo. Remove it, or choose one '
-            "of those methods.",
+            'The option "gamma_beta_ratio" has no effect for method dpo; it belongs to simpo',
         ),
         (
             ["--finetune", "full", "--lora_rank", 4],
@@ -552,14 +560,16 @@ def test_small_disk() -> None:
 
 # --- and: the checkpoint ----------------------------------------------------------------------------------------------
 
-CHECKPOINTED = ("--model", "./tiny", "--max_steps", 2, "--batch_size", 4, "--samples", 0, "--save_every", 1)
+CHECKPOINTED = ("--model", "./tiny", "--max_steps", 3, "--batch_size", 4, "--samples", 0, "--save_every", 1)
 
 
 @pytest.fixture(scope="module")
 def checkpointed(workspace: Path) -> Path:
+    """A run of three steps that was killed after the second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        done("train", "comparison.jsonl", *CHECKPOINTED, "--output", "checkpointed")
+        done("train", "comparison.jsonl", *CHECKPOINTED, "--keep_checkpoints", 3, "--output", "checkpointed")
+    shutil.rmtree(workspace / "checkpointed" / "checkpoints" / "checkpoint-3")
     return workspace / "checkpointed"
 
 
@@ -592,6 +602,8 @@ def test_incomplete_checkpoint_is_passed_over(checkpointed: Path, tmp_path: Path
     (run / "checkpoints" / "checkpoint-2" / "complete.json").unlink()
     resume = ("train", "comparison.jsonl", *CHECKPOINTED, "--output", run, "--resume")
     assert f"resuming from {run}/checkpoints/checkpoint-1" in done(*resume)
+    shutil.rmtree(run)
+    shutil.copytree(checkpointed, run)
     for folder in (run / "checkpoints").glob("*"):
         (folder / "complete.json").unlink()
     assert trimtab(*resume).error == (

@@ -337,7 +337,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 def test_ctrl_c_saves_the_model_and_the_report(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["train", "comparison.jsonl", "--model", "./tiny", "--max_steps", 100_000, "--batch_size", 4]
-    words += ["--samples", 2, "--sample_tokens", 4, "--output", folder]
+    words += ["--samples", 2, "--sample_tokens", 4, "--learning_rate", 0.01, "--warmup", 0, "--output", folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtab", *map(str, words)],
@@ -372,7 +372,7 @@ def test_ctrl_c_before_training_leaves_nothing(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("trimtab.run.check_weights", interrupt)
     words = ("--model", "./tiny", *SHORT, "--output", tmp_path / "run")
     found = trimtab("train", "comparison.jsonl", *words)
-    assert (found.code, found.err) == (130, "error: interrupted\n")
+    assert found.code == 130 and "Traceback" not in found.err
     assert not (tmp_path / "run").exists()
 
 

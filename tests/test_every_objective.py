@@ -250,15 +250,30 @@ class ListWise(Objective):
     def loss(self, batch: Rankings) -> Tensor:
         reward = self.reward(batch.y).view(len(batch), -1)
         gap = reward[:, 0] - reward[:, -1]
-        return -logsigmoid(gap - gap.mean() + batch.memory["shift"].to(gap))
+        return -logsigmoid(gap - gap.mean() + self.shift(batch.memory).to(gap))
+
+    @staticmethod
+    def shift(memory: Mapping[str, Tensor]) -> Tensor:
+        return memory.get("shift", torch.zeros(()))
 
     def remember(self, batch: Rankings, memory: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {"shift": memory.get("shift", torch.zeros(())) + 0.1}
+        return {"shift": self.shift(memory) + 0.1}
+
+
+class NoFirstStep(ListWise):
+    """L = -log sigma(m - mean m + shift), but no shift before the first batch"""
+
+    def loss(self, batch: Rankings) -> Tensor:
+        return super().loss(batch) + 0 * batch.memory["shift"]
 
 
 def test_rankings_coupling_and_memory_are_checked_too() -> None:
     assert ListWise.has_memory() and not DPO.has_memory()
     assert check_objective(ListWise())
+    with pytest.raises(
+        CheckFailed, match=r"^NoFirstStep: reads memory\['shift'\] before the first batch: use memory.get"
+    ):
+        check_objective(NoFirstStep())
 
 
 # --- the folder is the registry, and its rules --------------------------------------------------------------------------

@@ -47,7 +47,10 @@ class Flags(TyperCommand):
         places = [p for p in self.params if p.param_type_name == "argument"]
         # a file that is not named must not be taken from the options
         files += [""] * sum(not p.required for p in places[len(files) :])
-        return super().parse_args(ctx, files + options if len(files) >= len(places) else files)
+        if len(files) < len(places):
+            known = {name for p in self.params for name in p.opts} | {"--help"}
+            options = [word for word in options if word.partition("=")[0] in known]
+        return super().parse_args(ctx, files + options)
 
 
 def files_and_options(words: list[str], alone: set[str]) -> tuple[list[str], list[str]]:
@@ -72,8 +75,8 @@ def files_and_options(words: list[str], alone: set[str]) -> tuple[list[str], lis
 
 def main() -> None:
     """Entry point: errors that the user can act on are one message, without a traceback."""
-    _quiet()
     try:
+        _quiet()
         app(prog_name="trimtab")
     except TrimtabError as e:
         _fail(str(e))
@@ -309,7 +312,7 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
 
     if name:
         cls = objective_class(name)
-        console.print(f"[bold]{name}[/] ({cls.__name__}, {cls.paper})")
+        console.print(Text.assemble((name, "bold"), f" ({cls.__name__}, {cls.paper})"), soft_wrap=True)
         _say(cls.equation())
         _say(f"\nlearns from: {cls.feedback.record.__name__.lower()}{' and ties' if cls.ties else ''}")
         _say(f"needs: {', '.join(sorted(cls.needs)) or 'nothing but the policy'}")

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -228,6 +229,16 @@ def _size_is_structure(o: Objective) -> None:
     )
 
 
+def _first_step(o: Objective) -> None:
+    """a method with memory has a loss before it remembers anything."""
+    if o.has_memory():
+        try:
+            first = o.loss(replace(_batch(o)[0], memory={}))
+        except KeyError as e:
+            raise CheckFailed(f"{type(o).__name__}: reads memory[{e}] before the first batch: use memory.get") from e
+        _require(bool(torch.isfinite(first).all()), o, f"loss is not finite with an empty memory: {first.tolist()}")
+
+
 CHECKS: list[Callable[[Objective], None]] = [
     _documented,
     _shapes,
@@ -239,4 +250,5 @@ CHECKS: list[Callable[[Objective], None]] = [
     _finite_difference,
     _extremes,
     _size_is_structure,
+    _first_step,
 ]
