@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback
@@ -45,34 +45,51 @@ def run_config(batch_size: int = 4, seed: int = 0, **more: Any) -> RunConfig:
     return RunConfig(data=str(hh_file()), method="dpo", batch_size=batch_size, seed=seed, **{**common, **more})
 
 
+class Time(NamedTuple):
+    """Seconds on the wall and seconds of processor time; the second says something on a busy machine, too."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Time:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: Time) -> Time:
+        return Time(self.wall - start.wall, self.cpu - start.cpu)
+
+    def plus(self, *others: Time) -> Time:
+        return Time(*map(sum, zip(self, *others, strict=True)))
+
+
 class StepClock(TrainerCallback):
     """When each optimiser step ended, and what loss it logged."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[Time] = []
         self.losses: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(Time.now())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
     @property
-    def after_warm_up(self) -> float:
-        """Seconds from the end of the first step to the end of the last."""
-        return self.ends[-1] - self.ends[0]
+    def after_warm_up(self) -> Time:
+        """From the end of the first step to the end of the last."""
+        return self.ends[-1].since(self.ends[0])
 
 
-def stopwatch(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """The function (or method), noting the seconds of every call."""
+def stopwatch(function: Callable[..., Any], taken: list[Time]) -> Callable[..., Any]:
+    """The function (or method), noting what every call took."""
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = Time.now()
         result = function(*args, **kwargs)
-        seconds.append(time.perf_counter() - start)
+        taken.append(Time.now().since(start))
         return result
 
     return timed
@@ -181,14 +198,14 @@ def trimtab_trainer(
     return trainer
 
 
-def cached_reference(trainer: Update, folder: Path, warm_up: int) -> tuple[Cached, float]:
-    """The default reference of a full fine-tune, and the seconds it took to fill it for all but the warm-up rows."""
+def cached_reference(trainer: Update, folder: Path, warm_up: int) -> tuple[Cached, Time]:
+    """The default reference of a full fine-tune, and the time it took to fill it for all but the warm-up rows."""
     cached = Cached(LogpCache(folder), MODEL)
     live = AdapterOff(trainer.scorer, MODEL)
     cached.fill(trainer.examples[:warm_up], live)
-    start = time.perf_counter()
+    start = Time.now()
     cached.fill(trainer.examples[warm_up:], live)
-    return cached, time.perf_counter() - start
+    return cached, Time.now().since(start)
 
 
 def frozen_reference(trainer: Update, precision: torch.dtype) -> FrozenCopy:

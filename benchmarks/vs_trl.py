@@ -155,8 +155,8 @@ def tables(result: dict[str, Any]) -> str:
             f"Batches of {size} pairs: {sample['timed_pairs']} pairs, {sample['share_of_epoch']:.1%} of one epoch, each once, "
             f"in {repetitions} repetition(s) of {sample['batches']} batches. Median over repetitions (range).",
             "",
-            "| setting | steps/s | s/step | tokens/s | of which reference pass | peak GB |",
-            "|---|---|---|---|---|---|",
+            "| setting | steps/s | s/step | CPU s/step | tokens/s | of which reference pass | peak GB |",
+            "|---|---|---|---|---|---|---|",
         ]
         for name in names:
             mine = [r for r in runs if r["setting"] == name]
@@ -164,6 +164,7 @@ def tables(result: dict[str, Any]) -> str:
             cells = [
                 spread([r["steps"] / r["counted_s"] for r in mine], 3),
                 spread([r["counted_s"] / r["steps"] for r in mine], 2),
+                spread([r["counted_cpu_s"] / r["steps"] for r in mine], 2),
                 spread([r["tokens"] / r["counted_s"] for r in mine], 0),
                 f"{beforehand:.0%}" if beforehand else "in each step",
                 spread([r["peak_gb"] for r in mine], 1),
@@ -179,8 +180,9 @@ def tables(result: dict[str, Any]) -> str:
             b = {r["repetition"]: r for r in runs if r["setting"] == ours}
             if both := sorted(a.keys() & b.keys()):
                 faster = spread([a[k]["counted_s"] / b[k]["counted_s"] for k in both], 2)
+                leaner = spread([a[k]["counted_cpu_s"] / b[k]["counted_cpu_s"] for k in both], 2)
                 smaller = spread([b[k]["peak_gb"] / a[k]["peak_gb"] for k in both], 2)
-                lines.append(f"| {theirs} | {ours} | {faster} | {smaller} |")
+                lines.append(f"| {theirs} | {ours} | {faster} | {leaner} | {smaller} |")
         lines.append("")
         lines += losses_agree(runs)
     busy = max(r["load_before"] for r in result["runs"])
@@ -228,13 +230,15 @@ def child(job: dict[str, Any]) -> None:
         examples = grouped(examples, size, job["seed"])
     folder = Path(tempfile.mkdtemp(dir=scratch))
     work = run_trl if setting["side"] == "trl" else run_trimtab
-    clock, reference_s, train_begun = work(setting, examples, size, job["seed"], folder)
+    clock, beforehand, train_begun = work(setting, examples, size, job["seed"], folder)
     assert len(clock.ends) == len(examples) // size
+    counted = clock.after_warm_up.plus(beforehand)
     out = {
-        "counted_s": clock.after_warm_up + reference_s,
-        "reference_s": reference_s,
-        "start_s": train_begun - begun - reference_s,
-        "warm_up_s": clock.ends[0] - train_begun,
+        "counted_s": counted.wall,
+        "counted_cpu_s": counted.cpu,
+        "reference_s": beforehand.wall,
+        "start_s": train_begun.wall - begun - beforehand.wall,
+        "warm_up_s": clock.ends[0].wall - train_begun.wall,
         "steps": len(clock.ends) - 1,
         "tokens": sum(e.tokens for e in examples[size:]),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9),
@@ -255,11 +259,11 @@ def grouped(examples: list[Any], size: int, seed: int) -> list[Any]:
 def run_trl(setting: dict[str, Any], examples: list[Any], size: int, seed: int, folder: Path) -> Any:
     from contextlib import nullcontext
 
-    from against_trl import StepClock, completions_only, load, stopwatch, trl_trainer
+    from against_trl import StepClock, Time, completions_only, load, stopwatch, trl_trainer
     from trl import DPOTrainer
 
     # the pass beforehand takes its whole call, writing included, less the warm-up batch's forward
-    whole, batch = list[float](), list[float]()
+    whole, batch = list[Time](), list[Time]()
     trainer_class: Any = DPOTrainer
     trainer_class._precompute_ref_logps = stopwatch(DPOTrainer._precompute_ref_logps, whole)
     trainer_class.compute_ref_log_probs = stopwatch(DPOTrainer.compute_ref_log_probs, batch)
@@ -270,28 +274,28 @@ def run_trl(setting: dict[str, Any], examples: list[Any], size: int, seed: int, 
             load(), examples, folder, batch_size=size, seed=seed, callbacks=[clock],
             precompute_ref_log_probs=bool(setting.get("precompute")), **options,
         )  # fmt: skip
-        begun = time.perf_counter()
+        begun = Time.now()
         trainer.train()
-    reference_s = sum(whole) - sum(batch[:1]) if setting.get("precompute") else 0.0
-    return clock, reference_s, begun
+    beforehand = Time(0, 0) if not whole else Time(0, 0).plus(*whole).since(batch[0])
+    return clock, beforehand, begun
 
 
 def run_trimtab(setting: dict[str, Any], examples: list[Any], size: int, seed: int, folder: Path) -> Any:
     import torch
-    from against_trl import StepClock, cached_reference, frozen_reference, load, run_config, trimtab_trainer
+    from against_trl import StepClock, Time, cached_reference, frozen_reference, load, run_config, trimtab_trainer
 
     config = run_config(size, seed, precision=setting["precision"], reference=setting["reference"])
     precision = getattr(torch, setting["precision"])
     clock = StepClock()
     trainer = trimtab_trainer(config, load(), examples, folder, precision, callbacks=[clock])
-    reference_s = 0.0
+    beforehand = Time(0, 0)
     if setting["reference"] == "cache":
-        trainer.reference, reference_s = cached_reference(trainer, folder / "reference", size)
+        trainer.reference, beforehand = cached_reference(trainer, folder / "reference", size)
     else:
         trainer.reference = frozen_reference(trainer, precision)
-    begun = time.perf_counter()
+    begun = Time.now()
     trainer.train()
-    return clock, reference_s, begun
+    return clock, beforehand, begun
 
 
 def prepared(scratch: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ began. The texts are asserted, because they are what a user has to work with.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -530,6 +531,18 @@ def test_full_disk_in_the_words_of_safetensors(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("trimtab.run.save_weights", fail)
     found = trimtab("train", "comparison.jsonl", *ONE_STEP, "--output", "full-safetensors").error
     assert found.startswith("the disk is full: the model of full-safetensors could not be written (")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_in_the_words_of_the_system(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """No space, no quota, no larger file allowed: the remedy is the same."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("trimtab.run.save_weights", fail)
+    found = trimtab("train", "comparison.jsonl", *ONE_STEP, "--output", f"full-{number}").error
+    assert found.startswith(f"the disk is full: the model of full-{number} could not be written (")
 
 
 def test_disk_that_is_too_small_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,7 @@ from trimtab.errors import CacheError
 from trimtab.feedback.records import Thumb
 from trimtab.logprobs.cache import LogpCache
 from trimtab.logprobs.layout import Mode, cost
-from trimtab.logprobs.reference import AdapterOff, Cached
-from trimtab.logprobs.score import install
+from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy
 from trimtab.logprobs.scored import Completions, Pairs
 from trimtab.objectives import methods
 from trimtab.objectives.base import Objective, option
@@ -200,8 +199,7 @@ def test_a_copy_is_not_the_policy(tmp_path: Path) -> None:
     """The copy keeps its numbers while the policy moves; the policy still scores itself."""
     model, examples = tiny.model(), data(DPO())
     trainer = engine(model, DPO(), examples, tmp_path, reference=None, max_steps=2)
-    install(model, torch.float64, "shared")
-    trainer.reference = frozen(model, "shared")
+    trainer.reference = FrozenCopy(model, trainer.scorer, torch.float64, "a test")
     before = trainer.reference.logps(examples)
     assert torch.equal(before, trainer.scorer.score_all(examples)[0])
     trainer.train()
@@ -244,6 +242,11 @@ def test_cache_refuses_what_it_does_not_hold(tmp_path: Path) -> None:
     other = replace(examples[0], prompt=(*examples[0].prompt[:-1], examples[0].prompt[-1] - 1))
     with pytest.raises(CacheError, match="lacks 2 of 2"):
         cached.logps([other])
+    # and the boundary is part of the key: (ab, c) is not (a, bc)
+    prompt, (c, _) = examples[0].prompt, examples[0].completions
+    moved = replace(examples[0], prompt=prompt[:-1], completions=((prompt[-1], *c),))
+    with pytest.raises(CacheError, match="lacks 1 of 1"):
+        cached.logps([moved])
 
 
 def test_cache_notices_another_model_and_a_damaged_file(tmp_path: Path) -> None:

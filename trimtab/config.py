@@ -226,8 +226,10 @@ def without_effect(config: RunConfig) -> dict[str, str]:
         add("nothing is converted (set convert)", "tie_threshold", "score_threshold")
     if "reference" not in cls.needs:
         add(f"{cls.name()} has no reference model", "reference", "cache")
-    elif config.reference in ("adapter", "copy") or (config.reference == "auto" and config.finetune == "lora"):
-        add(f"reference is {config.reference}, which reads no cache", "cache")
+    elif config.reference in ("adapter", "copy"):
+        add(f"reference is {config.reference}", "cache")
+    elif config.reference == "auto" and config.finetune == "lora":
+        add("the reference is the switched-off adapter (set reference: cache)", "cache")
     if config.finetune == "full":
         add("finetune is full", "lora_rank", "lora_alpha", "lora_targets")
     if cls.ties:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.text import Text
 from torch import nn
@@ -94,10 +95,13 @@ class _Run:
         self.started = time.perf_counter()
         self.objective = config.objective()
         self.precision = resolve_precision(config.precision)
-        self.folder = Path(config.output) if config.output else next_folder(config)
+        # the first process chooses, and nobody writes before all have looked
+        (folder,) = broadcast_object_list([config.output or str(next_folder(config))])
+        self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"output: {self.folder} is a file. Name a folder, which will be made.")
         previous = self._previous_card()
+        PartialState().wait_for_everyone()
         self.began = False  # whether there is anything worth keeping
         self.folder.mkdir(parents=True, exist_ok=True)
         self.card: dict[str, Any] = {

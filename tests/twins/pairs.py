@@ -54,6 +54,11 @@ def dpo(margin: Tensor) -> Tensor:
     return -logsigmoid(margin)
 
 
+def cdpo(margin: Tensor, label_smoothing: float) -> Tensor:
+    """Believes the label with probability 1 - eps and the opposite with eps."""
+    return (1 - label_smoothing) * dpo(margin) + label_smoothing * dpo(-margin)
+
+
 def robust_dpo(margin: Tensor, flip_rate: float) -> Tensor:
     """What DPO would have lost on clean labels, in expectation over labels flipped at this rate."""
     return ((1 - flip_rate) * dpo(margin) - flip_rate * dpo(-margin)) / (1 - 2 * flip_rate)
@@ -80,6 +85,8 @@ def loss(method: str, policy: Any, reference: Any, pairs: Sequence[Example], **o
     match method:
         case "dpo":
             losses = dpo(margin)
+        case "cdpo":
+            losses = cdpo(margin, options["label_smoothing"])
         case "robust_dpo":
             losses = robust_dpo(margin, options["flip_rate"])
         case "todo":

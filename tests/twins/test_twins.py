@@ -107,6 +107,7 @@ def of_groups() -> Case:
 
 CASES = {
     "dpo": of_pairs("dpo", beta=0.05),
+    "cdpo": of_pairs("cdpo", beta=0.05, label_smoothing=0.2),
     "robust_dpo": of_pairs("robust_dpo", beta=0.05, flip_rate=0.2),
     "simpo": of_pairs("simpo", beta=2.5, gamma_beta_ratio=0.3),
     "todo": of_pairs("todo", beta=0.05, alpha=0.4),
@@ -126,8 +127,13 @@ def plain(case: Case, model: Any) -> tuple[float, dict[str, Tensor]]:
     return value.item(), gradients(policy)
 
 
-def test_no_method_lacks_a_twin() -> None:
-    assert set(methods()) <= {name.split()[0] for name in CASES}
+def test_no_family_lacks_a_twin() -> None:
+    """What a method learns from and what it needs decide how the engine serves it; one twin per such family."""
+
+    def family(o: Objective | type[Objective]) -> tuple[Any, ...]:
+        return o.feedback, o.needs, o.ties, o.coupled, o.has_memory()
+
+    assert {family(cls) for cls in methods().values()} <= {family(c.objective) for c in CASES.values()}
 
 
 def test_the_data_is_what_it_should_be() -> None:

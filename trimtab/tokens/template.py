@@ -97,6 +97,8 @@ class Template:
         for text in (*(m.content for m in record.prompt), *record.completions):
             if any(c in text for c in self.control):
                 raise RowRefused("text contains a control token of the tokenizer")
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise RowRefused("text contains half of a character (a surrogate without its other half)")
         prompt_text, prompt_ids = self.prompt_text(record.prompt), self.prompt_ids(record.prompt)
         answers = tuple(self._completion(record, prompt_text, prompt_ids, c) for c in record.completions)
         return Example(tuple(prompt_ids), answers, record)
@@ -108,8 +110,8 @@ class Template:
             completion = ids[len(prompt_ids) :]
         else:
             # a token reaches over the boundary: generation starts from the prompt's own tokens, so training does too
+            completion = self._apart(prompt_ids, tail, ids)
             self.repaired["a token straddled the boundary: prompt and completion were tokenised apart"] += 1
-            completion = self._ids(tail, start=False)
         last = max((i for i, t in enumerate(completion) if t in self.eos_ids), default=-1)
         if last >= 0:
             completion = completion[: last + 1]  # what the template puts after it is never generated
@@ -123,6 +125,22 @@ class Template:
         if len(completion) < 2:
             raise RowRefused("completion has no tokens")
         return tuple(completion)
+
+    def _apart(self, prompt_ids: list[int], tail: str, whole: list[int]) -> list[int]:
+        """Tokens of the tail that continue the prompt's own tokens to the same text.
+
+        Some tokenizers put a space before every text; they do not where a sign that merges with nothing stands first.
+        """
+        for sign in ("", "\n", ":", "。"):
+            before = self._ids(sign, start=False) if sign else []
+            ids = self._ids(sign + tail, start=False)
+            rest = ids[len(before) :]
+            if ids[: len(before)] == before and self._text([*prompt_ids, *rest]) == self._text(whole):
+                return rest
+        raise RowRefused("a token straddles the boundary, and prompt and completion cannot be tokenised apart")
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _tail(self, prompt: Conversation, prompt_text: str, answer: str) -> str:
         """What follows the prompt's text once the answer is there: the answer and the template's end of turn."""

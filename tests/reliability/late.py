@@ -1,0 +1,17 @@
+"""The command line, with every process but the first a second late at the start: late.py train FILE ..."""
+
+import os
+import time
+
+from trimtab import cli, run
+
+resolve_precision = run.resolve_precision
+
+
+def late(name: str):  # type: ignore[no-untyped-def]
+    time.sleep(1.0 if os.environ.get("RANK", "0") != "0" else 0.0)
+    return resolve_precision(name)
+
+
+run.resolve_precision = late
+cli.main()

@@ -1,0 +1,108 @@
+"""One process = two (gloo, through ``accelerate launch``): losses, metrics, weights and memory, for every method."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.engine import worst
+from tests.reliability import every_method
+from tests.tiny_folder import feedback_file, tiny_folder
+from trimtab.config import resolve
+from trimtab.run import train
+
+ROOT = Path(__file__).parents[2]
+# peft asks transformers by the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def launch(processes: int, script: str, *words: str, cwd: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"]  # torchrun; --cpu would start one process
+    command += ["--num_machines", "1", "--machine_rank", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    ours = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(cwd / "hf"),
+        "TRIMTAB_HOME": str(cwd / "home"),
+    }
+    file = str(ROOT / "tests" / "reliability" / script)
+    done = subprocess.run(
+        [*command, file, *words], env={**os.environ, **ours}, cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    launch(2, "every_method.py", str(folder), cwd=folder)
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return every_method.run(tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in every_method.cases()])
+def test_one_process_is_two(name: str, one: dict[str, dict[str, Any]], two: list[dict[str, dict[str, Any]]]) -> None:
+    alone = one[name]
+    assert alone["world"] == 1 and all(found[name]["world"] == 2 for found in two)
+    assert worst(two[0][name]["weights"], two[1][name]["weights"]) == 0  # both processes hold the same model
+    assert worst(two[0][name]["weights"], alone["weights"]) < 1e-9
+    for key, value in alone["memory"].items():
+        assert two[0][name]["memory"][key].item() == pytest.approx(value.item(), rel=1e-10)
+    logged = two[0][name]["logged"]
+    assert len(logged) == len(alone["logged"]) and [r["step"] for r in logged[:3]] == [1, 2, 3]
+    for ours, wanted in zip(logged, alone["logged"], strict=True):
+        single = {"train_loss"}  # the Trainer's own, added up in float32
+        assert ours.keys() == wanted.keys()
+        assert {k: v for k, v in ours.items() if k not in single} == pytest.approx(
+            {k: v for k, v in wanted.items() if k not in single}, rel=1e-9, abs=1e-10
+        )
+    assert any("eval/loss" in row for row in logged)
+
+
+OPTIONS = {
+    "data": "thumbs.jsonl", "method": "kto", "model": "./model", "precision": "float64", "finetune": "full",
+    "batch_size": 4, "max_steps": 4, "samples": 0, "save_every": 2, "learning_rate": 0.01, "threads": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("output", [None, "here"])
+def test_command_line_with_processes_that_start_at_different_times(
+    output: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take one run folder, and it holds what one process would have written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "other home"))  # the two fill their reference cache themselves
+    tiny_folder(tmp_path / "model")
+    feedback_file(tmp_path / "thumbs.jsonl", "thumb", 11)
+    alone = train(resolve({**OPTIONS, "output": "alone"}))
+    flags = [w for k, v in OPTIONS.items() if k != "data" for w in (f"--{k}", str(v))]
+    launch(2, "late.py", "train", "thumbs.jsonl", *flags, *(["--output", output] if output else []), cwd=tmp_path)
+    if output is None:
+        assert [p.name for p in (tmp_path / "runs").iterdir()] == ["kto-thumbs-1"]
+    folder = tmp_path / (output or "runs/kto-thumbs-1")
+    assert {p.name for p in folder.iterdir()} == {p.name for p in alone.iterdir()}
+    state = {p.name for p in (folder / "checkpoints" / "checkpoint-4").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "complete.json"} < state
+    ours, wanted = (load_file(f / "model.safetensors") for f in (folder, alone))
+    assert worst(ours, wanted) < 1e-9
