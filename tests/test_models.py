@@ -311,3 +311,12 @@ def test_check_weights_names_the_first_damaged_parameter() -> None:
         model.model.layers[0].mlp.down_proj.weight[0, 0] = 0.0
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds 0 NaN and 2 infinite"):
         check_weights(model)
+
+
+def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
+    """Gemma-like models end a turn with another token than the tokenizer's; training must know it, too."""
+    (tmp_path / "config.json").write_text("{}")
+    assert models.end_tokens(tmp_path) == set()
+    for stated, expected in (([1, 106], {1, 106}), (7, {7}), (None, set())):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
+        assert models.end_tokens(tmp_path) == expected

@@ -82,9 +82,6 @@ def main() -> None:
         _fail(str(e))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:  # `trimtab methods | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except OSError as e:
         if e.errno in DISK_FULL:
             _fail(
@@ -362,12 +359,12 @@ def generate(
     Example: `trimtab generate "How do I boil an egg?" --model runs/dpo-prefs-1`
     """
     from trimtab.feedback.records import Message
-    from trimtab.models import load_model, load_tokenizer
+    from trimtab.models import end_tokens, load_model, load_tokenizer
     from trimtab.online.sample import sample
     from trimtab.tokens.template import RowRefused, Template
 
     tokenizer = load_tokenizer(model)
-    template = Template(tokenizer)
+    template = Template(tokenizer, eos_ids=end_tokens(model))
     try:
         ids = [template.prompt_ids((Message("user", p),)) for p in prompt]
     except RowRefused as e:

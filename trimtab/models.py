@@ -120,6 +120,15 @@ def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTok
     return tokenizer
 
 
+def end_tokens(name: str | os.PathLike[str]) -> set[int]:
+    """Ids that end an answer according to the model's generation config; empty where it has none."""
+    try:
+        stated = GenerationConfig.from_pretrained(_reachable(resolve(name), None)).eos_token_id
+    except OSError:  # transformers' error for a folder without the file
+        return set()
+    return set(stated) if isinstance(stated, list) else {stated} - {None}
+
+
 @torch.no_grad()
 def check_weights(model: torch.nn.Module) -> None:
     """Raise :class:`ModelError` naming the first parameter (or buffer) that holds NaN or infinity."""

@@ -21,7 +21,7 @@ from trimtab.feedback.convert import PATHS, convert, settle_ties
 from trimtab.feedback.read import Reading, read
 from trimtab.feedback.records import Comparison, Conversation, Record
 from trimtab.logprobs.scored import Completions
-from trimtab.models import load_tokenizer
+from trimtab.models import end_tokens, load_tokenizer
 from trimtab.objectives import Objective, methods
 from trimtab.tokens.batch import Example
 from trimtab.tokens.template import Template, TokenReport, tokenize
@@ -101,7 +101,7 @@ def make_template(config: RunConfig) -> Template:
                 raise ConfigError(
                     f"chat_template: {path} line {e.lineno}: {e.message}. Correct the template."
                 ) from None
-    return Template(tokenizer, config.template, config.eos)
+    return Template(tokenizer, config.template, config.eos, end_tokens(config.model))
 
 
 def prepare(config: RunConfig, objective: Objective, template: Template) -> Prepared:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -366,11 +367,18 @@ class Update(Trainer):
             save_file({k: v.contiguous().cpu() for k, v in self.memory.items()}, folder / MEMORY_FILE)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save, mark as complete, only then delete old ones: at every moment a complete checkpoint is there."""
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
-        if self.args.should_save:  # written last: a checkpoint without it was interrupted
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.args.save_total_limit = keep
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
             done = {"step": self.state.global_step, "tokens_seen": self.tokens_seen}
-            (folder / COMPLETE_FILE).write_text(json.dumps(done))
+            (folder / f"checkpoint-{self.state.global_step}" / COMPLETE_FILE).write_text(json.dumps(done))
+            for old in checkpoints(folder)[: -keep if keep else 0]:
+                (old / COMPLETE_FILE).unlink(missing_ok=True)
+                shutil.rmtree(old)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **more: Any) -> TrainOutput:
         """As the Trainer's; a checkpoint at the last step is only loaded (the Trainer would take one more step)."""
@@ -415,9 +423,14 @@ class Update(Trainer):
         return cached.fill(self.to_be_scored(epochs, max_steps), live)
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints in the folder, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+
+
 def last_checkpoint(folder: Path) -> Path:
     """The newest checkpoint that was written to its end; :class:`CheckpointError` where there is none."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    found = checkpoints(folder)
     complete = [p for p in found if (p / COMPLETE_FILE).exists()]
     if not complete:
         broken = f" {len(found)} incomplete one(s) there: {', '.join(p.name for p in found)}." if found else ""

@@ -1,0 +1,49 @@
+"""The command line, which dies by kill -9 at a step of its own choosing:  killed.py MOMENT STEP train FILE ...
+
+MOMENT: ``learning`` in the middle of optimiser step STEP, ``saving`` while checkpoint STEP is half written, ``deleting``
+when checkpoint STEP is written and the first file of an older one is gone.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from typing import Any
+
+from trimtab import cli
+from trimtab.update.trainer import Update
+
+moment, step = sys.argv[1], int(sys.argv[2])
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(method: Any, now: Any) -> Any:
+    def wrapped(self: Update, *args: Any, **kwargs: Any) -> Any:
+        if now(self):
+            die()
+        return method(self, *args, **kwargs)
+
+    return wrapped
+
+
+match moment:
+    case "learning":
+        Update._record = before(Update._record, lambda t: t.model.training and t.state.global_step + 1 == step)
+    case "saving":
+        save = Update._save_optimizer_and_scheduler
+        Update._save_optimizer_and_scheduler = before(save, lambda t: t.state.global_step == step)
+    case "deleting":
+        rmtree = shutil.rmtree
+
+        def half(folder: Any, *args: Any, **kwargs: Any) -> None:
+            if os.path.basename(folder).startswith("checkpoint-"):
+                os.remove(os.path.join(folder, "trainer_state.json"))
+                die()
+            rmtree(folder, *args, **kwargs)
+
+        shutil.rmtree = half
+sys.argv = [sys.argv[0], *sys.argv[3:]]
+cli.main()
