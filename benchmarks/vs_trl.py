@@ -6,7 +6,8 @@
 
 One epoch in a seeded order is cut into repetitions of N batches; no pair is used twice. In each repetition every setting
 runs in a process of its own, in shuffled order: it loads the model, makes one warm-up step on a batch of its own (not
-timed), then trains on the N batches. Counted are the N optimiser steps (data loading, reference, loss, gradient,
+timed), then trains on the N batches. A setting that groups by length sorts the pairs of all repetitions together and each
+repetition gets every k-th batch of them: over all repetitions the pairs are the same. Counted are the N optimiser steps (data loading, reference, loss, gradient,
 clipping, AdamW, logging) and, where the reference is computed beforehand, that pass over the same N batches. Not counted,
 but reported, is the start: imports, loading, TRL's set-up, trimtab's layout check.
 
@@ -52,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "trimtab fp32, frozen copy": {"side": "trimtab", "precision": "float32", "reference": "copy"},
 }  # fmt: skip
 PAIRED = [(t, o) for o in ("trimtab bf16", "trimtab fp32") for t in SETTINGS if t.startswith("trl")]
-BATCHES = {4: 5, 8: 3}  # batches per repetition: about four minutes for all settings
+BATCHES = {4: 3, 8: 2}  # batches per repetition: about four minutes for all settings
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     ask.add_argument("--quick", action="store_true")
     ask.add_argument("--repetitions", type=int, default=5)
     ask.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8])
-    ask.add_argument("--batches", type=int, help="batches per repetition (default: 5 of 4 pairs, 3 of 8)")
+    ask.add_argument("--batches", type=int, help="batches per repetition (default: 3 of 4 pairs, 2 of 8)")
     ask.add_argument("--only", nargs="+", choices=SETTINGS, help="settings to run (default: all)")
     ask.add_argument("--threads", type=int, default=None)
     ask.add_argument("--seed", type=int, default=0)
@@ -112,14 +113,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                 )
             timed = n * size * asked.repetitions
             result["samples"][str(size)] = {"batches": n, "timed_pairs": timed, "share_of_epoch": timed / len(order)}
+            rows = [order[k * per : (k + 1) * per] for k in range(asked.repetitions)]
+            sorted_rows = grouped(rows, size, json.loads((scratch / "lengths.json").read_text()), asked.seed)
             for repetition in range(asked.repetitions):
-                rows = order[repetition * per : (repetition + 1) * per]
                 shuffled = names[:]
                 random.Random(f"{asked.seed} {size} {repetition}").shuffle(shuffled)
                 for name in shuffled:
                     load = os.getloadavg()[0]
+                    own = (sorted_rows if SETTINGS[name].get("grouped") else rows)[repetition]
                     job = {
-                        "do": "run", "setting": SETTINGS[name], "size": size, "rows": rows, "seed": asked.seed,
+                        "do": "run", "setting": SETTINGS[name], "size": size, "rows": own, "seed": asked.seed,
                         "threads": asked.threads, "scratch": str(scratch),
                     }  # fmt: skip
                     got = run_child(job)
@@ -132,6 +135,19 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         return result
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def grouped(rows: list[list[int]], size: int, lengths: list[int], seed: int) -> list[list[int]]:
+    """The timed pairs of all repetitions in batches of similar length, dealt out so that each repetition gets short and
+    long ones; warm-up batches as they were. What ``group_by_length`` does with 50 batches at a time."""
+    pool = sorted((i for r in rows for i in r[size:]), key=lambda i: lengths[i])
+    batches = [pool[a : a + size] for a in range(0, len(pool), size)]
+    dealt = [[*r[:size]] for r in rows]
+    for k in range(len(rows)):
+        mine = batches[k :: len(rows)]
+        random.Random(seed).shuffle(mine)
+        dealt[k] += [i for b in mine for i in b]
+    return dealt
 
 
 def run_child(job: dict[str, Any]) -> dict[str, Any]:
@@ -155,8 +171,8 @@ def tables(result: dict[str, Any]) -> str:
             f"Batches of {size} pairs: {sample['timed_pairs']} pairs, {sample['share_of_epoch']:.1%} of one epoch, each once, "
             f"in {repetitions} repetition(s) of {sample['batches']} batches. Median over repetitions (range).",
             "",
-            "| setting | steps/s | s/step | CPU s/step | tokens/s | of which reference pass | peak GB |",
-            "|---|---|---|---|---|---|---|",
+            "| setting | steps/s | s/step | CPU s/step | tokens/s | reference pass | padding | peak GB |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name in names:
             mine = [r for r in runs if r["setting"] == name]
@@ -167,6 +183,7 @@ def tables(result: dict[str, Any]) -> str:
                 spread([r["counted_cpu_s"] / r["steps"] for r in mine], 2),
                 spread([r["tokens"] / r["counted_s"] for r in mine], 0),
                 f"{beforehand:.0%}" if beforehand else "in each step",
+                f"{median(r['padding'] for r in mine):.2f}" if name.startswith("trl") else "none",
                 spread([r["peak_gb"] for r in mine], 1),
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -179,15 +196,21 @@ def tables(result: dict[str, Any]) -> str:
             a = {r["repetition"]: r for r in runs if r["setting"] == theirs}
             b = {r["repetition"]: r for r in runs if r["setting"] == ours}
             if both := sorted(a.keys() & b.keys()):
-                faster = spread([a[k]["counted_s"] / b[k]["counted_s"] for k in both], 2)
-                leaner = spread([a[k]["counted_cpu_s"] / b[k]["counted_cpu_s"] for k in both], 2)
+                faster = spread([per_token(a[k], "counted_s") / per_token(b[k], "counted_s") for k in both], 2)
+                leaner = spread([per_token(a[k], "counted_cpu_s") / per_token(b[k], "counted_cpu_s") for k in both], 2)
+                whole = sum(a[k]["counted_s"] for k in both) / sum(b[k]["counted_s"] for k in both)
                 smaller = spread([b[k]["peak_gb"] / a[k]["peak_gb"] for k in both], 2)
-                lines.append(f"| {theirs} | {ours} | {faster} | {leaner} | {smaller} |")
+                lines.append(f"| {theirs} | {ours} | {faster} | {whole:.2f} | {leaner} | {smaller} |")
         lines.append("")
         lines += losses_agree(runs)
     busy = max(r["load_before"] for r in result["runs"])
     lines.append(f"Load average before a run, at most: {busy:.1f} on {result['machine']['cpus']} processors.")
     return "\n".join(lines)
+
+
+def per_token(run: dict[str, Any], what: str) -> float:
+    """Grouped settings have other pairs in a repetition, so that ratios are of time per real token."""
+    return run[what] / run["tokens"]
 
 
 def losses_agree(runs: list[dict[str, Any]]) -> list[str]:
@@ -226,8 +249,6 @@ def child(job: dict[str, Any]) -> None:
     pairs = pickle.loads((scratch / "pairs.pickle").read_bytes())
     examples = [pairs[i] for i in job["rows"]]
     setting, size = job["setting"], job["size"]
-    if setting.get("grouped"):
-        examples = grouped(examples, size, job["seed"])
     folder = Path(tempfile.mkdtemp(dir=scratch))
     work = run_trl if setting["side"] == "trl" else run_trimtab
     clock, beforehand, train_begun = work(setting, examples, size, job["seed"], folder)
@@ -241,19 +262,20 @@ def child(job: dict[str, Any]) -> None:
         "warm_up_s": clock.ends[0].wall - train_begun.wall,
         "steps": len(clock.ends) - 1,
         "tokens": sum(e.tokens for e in examples[size:]),
+        "padding": padding(examples[size:], size),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9),
         "losses": clock.losses,
     }
     print("\n" + json.dumps(out))
 
 
-def grouped(examples: list[Any], size: int, seed: int) -> list[Any]:
-    """The timed pairs in batches of similar length, batches shuffled: what ``group_by_length`` does within 50 batches."""
-    warm_up, timed = examples[:size], examples[size:]
-    timed = sorted(timed, key=lambda e: len(e.prompt) + max(map(len, e.completions)))
-    batches = [timed[a : a + size] for a in range(0, len(timed), size)]
-    random.Random(seed).shuffle(batches)
-    return [*warm_up, *(e for b in batches for e in b)]
+def padding(examples: list[Any], size: int) -> float:
+    """Positions of the padded batches per token of their sequences: what a padding trainer makes of this order."""
+    sequences = [
+        [len(e.prompt) + len(c) for e in examples[a : a + size] for c in e.completions]
+        for a in range(0, len(examples), size)
+    ]
+    return sum(len(b) * max(b) for b in sequences) / sum(map(sum, sequences))
 
 
 def run_trl(setting: dict[str, Any], examples: list[Any], size: int, seed: int, folder: Path) -> Any:
@@ -305,6 +327,8 @@ def prepared(scratch: Path) -> dict[str, Any]:
 
     examples = hh_examples(run_config())
     (scratch / "pairs.pickle").write_bytes(pickle.dumps(examples))
+    lengths = [len(e.prompt) + max(map(len, e.completions)) for e in examples]
+    (scratch / "lengths.json").write_text(json.dumps(lengths))
     names = ("trl", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     mean = lambda values: sum(values) / len(examples)  # noqa: E731

@@ -55,7 +55,7 @@ class Template:
         self.mode = mode if mode != "auto" else "chat" if has_template else "plain"
         self.eos = eos
         self.eos_ids = {i for i in (tokenizer.eos_token_id, *eos_ids) if i is not None}
-        if not self.eos_ids:
+        if tokenizer.eos_token_id is None:
             raise TokenError(
                 f"the tokenizer of {_name(tokenizer)} has no end-of-sequence token: a model trained without one never "
                 "stops. Set tokenizer.eos_token before saving it."
