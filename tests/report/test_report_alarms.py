@@ -103,6 +103,14 @@ def test_displacement_is_not_read_out_of_batch_noise() -> None:
     assert alarm(find_alarms(run(logps__chosen=noisy(lambda t: -100 - 60 * t, 40))), "less likely")
 
 
+def test_displacement_is_measured_on_the_same_rows_where_there_are_any() -> None:
+    """Other batches have other answers: their log-prob falls by 30 nats where the held-out rows' own fell by 3."""
+    training = {"logps__chosen": lambda t: -75 - 30 * t}
+    assert alarm(find_alarms(run(**training)), "less likely").grave
+    held_out = {"evaluation": {"before": {"logps/chosen": -119}, "after": {"logps/chosen": -122}}}
+    assert find_alarms(run(held_out, **training)) == []
+
+
 def test_displacement_from_rewards_needs_a_reference() -> None:
     falling = {"rewards__chosen": lambda t: -3 * t}
     assert alarm(find_alarms(run({"reference": "frozen copy"}, **falling)), "under the reference")

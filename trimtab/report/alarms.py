@@ -93,12 +93,21 @@ def _ends(points: Points, steady: bool) -> _Ends | None:
 
 
 def _best_ends(run: RunFolder, key: str) -> tuple[_Ends, str] | None:
-    """Held-out if it was logged at least twice, else training."""
-    for name, where in (("eval/" + key, "on the held-out rows"), (key, "in training")):
-        ends = _ends(run.curves.get(name, []), steady=name.startswith("eval/"))
-        if ends is not None:
-            return ends, where
-    return None
+    """Held-out, where the same rows were measured twice; else training, whose batches differ in more than the model."""
+    held = _held_out_ends(run, key)
+    if held is not None:
+        return held, "on the held-out rows"
+    ends = _ends(run.curves.get(key, []), steady=False)
+    return None if ends is None else (ends, "in training")
+
+
+def _held_out_ends(run: RunFolder, key: str) -> _Ends | None:
+    """From the held-out curve, or from the card's evaluation before and after."""
+    held = _ends(run.curves.get("eval/" + key, []), steady=True)
+    before, after = (intervals(run.section("evaluation", when)).get(key) for when in ("before", "after"))
+    if held is None and before is not None and after is not None:
+        return _Ends(before.value, after.value, 0.0)
+    return held
 
 
 def _from_to(ends: _Ends) -> str:
@@ -176,10 +185,7 @@ def _stuck(run: RunFolder) -> list[Alarm]:
             )
         ]
     ends = _ends(run.curves["loss"], steady=False)
-    held = _ends(run.curves.get("eval/loss", []), steady=True)
-    before, after = (intervals(run.section("evaluation", when)).get("loss") for when in ("before", "after"))
-    if held is None and before is not None and after is not None:
-        held = _Ends(before.value, after.value, 0.0)
+    held = _held_out_ends(run, "loss")
     if ends is None or len(losses) < FEW_STEPS or (held is not None and held.change < -0.005 * abs(held.first)):
         return []
     evidence = f"It went {_from_to(ends)} (means of the first and last fifth), noise {number(ends.noise)}.{cause}"
