@@ -28,6 +28,7 @@ from transformers import TrainingArguments, set_seed
 from trimtab import __version__
 from trimtab.config import RunConfig
 from trimtab.errors import CheckpointError, ConfigError, ModelError, TrimtabError
+from trimtab.logprobs.attention import KERNEL
 from trimtab.logprobs.cache import LogpCache, weights_hash
 from trimtab.logprobs.reference import (
     AdapterOff,
@@ -269,7 +270,7 @@ class _Run:
     def _cached(self, model: nn.Module, scorer: Scorer, trainer: Update, identity: str, fingerprint: str) -> Cached:
         engine = self.card["engine"]
         folder = Path(self.config.cache) if self.config.cache else home() / "reference"
-        name = f"{fingerprint}-{engine['precision']}-{engine['layout']}"
+        name = f"{fingerprint}-{engine['precision']}-{engine['layout']}-k{KERNEL}"
         if not self.main:
             PartialState().wait_for_everyone()
         cached = Cached(LogpCache(folder / name), identity)
