@@ -71,17 +71,19 @@ class Comparison(Record):
     """``chosen`` was preferred to ``rejected``; with ``tie=True`` neither was, and the two names only fix an order.
 
     ``strength`` is how sure or how strong the preference was, in the unit of the data set (a rating step, a
-    probability); ``None`` when unknown.
+    probability); ``None`` when unknown. ``target`` is a completion to stay close to where a method regularises towards
+    one that is neither of the two (SLiC-HF).
     """
 
     chosen: str
     rejected: str
     tie: bool = False
     strength: float | None = None
+    target: str | None = None
 
     @property
     def completions(self) -> tuple[str, ...]:
-        return (self.chosen, self.rejected)
+        return (self.chosen, self.rejected) if self.target is None else (self.chosen, self.rejected, self.target)
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,14 @@ class Thumb(Record):
 
 @dataclass(frozen=True)
 class Ranking(Record):
-    """K completions of one prompt, ``ranks[k]`` the place of ``completions[k]``: 1 is best, equal ranks are ties."""
+    """K completions of one prompt, ``ranks[k]`` the place of ``completions[k]``: 1 is best, equal ranks are ties.
+
+    ``scores[k]`` is what it was judged to be worth, where that is known; higher is better, the unit is the judge's own.
+    """
 
     ranked: tuple[str, ...]
     ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
 
     @property
     def completions(self) -> tuple[str, ...]:

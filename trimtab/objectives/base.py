@@ -41,8 +41,8 @@ class Objective(ABC):
 
     Class attributes:
         feedback: the view it learns from (``Pairs``, ``Thumbs``, ...).
-        needs: quantities beyond the policy's log-probs, out of ``reference`` and ``mismatched``. Reading what is not
-            declared raises, declaring what is not read fails :func:`trimtab.objectives.check.check_objective`.
+        needs: quantities beyond the policy's log-probs: ``reference``, ``mismatched``, or one of
+            :data:`trimtab.logprobs.scored.EXTRAS`. Reading what is not declared raises, declaring what is not read fails :func:`trimtab.objectives.check.check_objective`.
         coupled: True where one example's loss depends on other examples of the batch through the policy's
             log-probs, so that microbatches must be scored together before they are differentiated.
         ties: True where the method learns from ties; others refuse them.
@@ -54,7 +54,15 @@ class Objective(ABC):
     coupled: ClassVar[bool] = False
     ties: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    use: ClassVar[str] = ""  # when to use it, in a sentence
     avoid: ClassVar[str] = ""  # when not to use it, in a sentence
+    differs: ClassVar[str] = ""  # from the paper, its authors' code or peers, and which one the default follows
+    # places on the axes of the alignment survey (arXiv:2407.16216) that nothing above tells
+    divergence: ClassVar[str] = "reverse KL"  # from the reference, where there is one
+    length_control: ClassVar[bool] = False
+    with_sft: ClassVar[bool] = False  # likelihood of good answers is part of the loss
+    level: ClassVar[str] = "response"  # or token
+    negatives_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -53,10 +53,20 @@ def _examples(view: type[Any], rows: int) -> list[Example]:
     """Stand-ins that carry nothing but labels; every label value occurs."""
     k = _per_row(view)
     labels = [
-        SimpleNamespace(tie=i % 3 == 2, desirable=i % 2 == 0, ranks=tuple(range(1, k + 1)), completions=("",) * k)
+        SimpleNamespace(
+            tie=i % 3 == 2,
+            strength=None if i % 3 == 2 else 0.6 + 0.05 * i,
+            desirable=i % 2 == 0,
+            ranks=tuple(range(1, k + 1)),
+            scores=tuple(1 - j / k + 0.01 * i for j in range(k)),
+            completions=("",) * k,
+        )
         for i in range(rows)
     ]
-    return [cast(Example, SimpleNamespace(record=r, completions=r.completions)) for r in labels]
+    return [
+        cast(Example, SimpleNamespace(record=r, completions=r.completions, weight=1 + i / 10))
+        for i, r in enumerate(labels)
+    ]
 
 
 def _batch(
@@ -80,7 +90,11 @@ def _batch(
     noise = torch.randn(n, generator=g, dtype=torch.float64).to(dtype)
     logps = policy if policy is not None else ref if at_reference else ref + scale * noise
     known = everything or "reference" in objective.needs
-    y = Completions(logps, length, ref if known else None)
+    extras = {
+        name: (0.0 if at_reference and name == "token_kl" else 1.0) * sign * torch.rand(n, generator=g).to(dtype)
+        for name, sign in (("token_kl", 1), ("collision", -1), ("rival", -3))
+    }
+    y = Completions(logps, length, ref if known else None, {k: v for k, v in extras.items() if everything or k in objective.needs})  # fmt: skip  # noqa: E501
     examples = _examples(view, ROWS)
     wants_ties = objective.ties if ties is None else ties
     for e in examples:
@@ -89,10 +103,12 @@ def _batch(
     mm_ref = (-2 * torch.rand(int(mm_length.sum()), generator=g, dtype=torch.float64)).to(dtype)
     mm = Completions(mm_ref + (0 if at_reference else 0.3), mm_length, mm_ref)
     mm.used = y.used
+    around = view.of(Completions(torch.full_like(logps.detach(), torch.nan), length), examples)
     if rows is not None:
         y = y.take(torch.tensor([r * k + j for r in rows for j in range(k)]))
         examples = [examples[r] for r in rows]
     more = {"unmatched": mm} if view is Thumbs and (everything or "mismatched" in objective.needs) else {}
+    more["around"] = around
     made = view.of(y, examples, **more)
     if objective.has_memory():
         made = view.of(y, examples, memory=objective.remember(made, {}), **more)

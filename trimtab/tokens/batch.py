@@ -19,11 +19,14 @@ class Example:
         completions: K lists of token ids, in the order of ``record.completions``. Each ends with the end-of-sequence
             token, which is trained, unless the truncation policy cut it (and counted it).
         record: where the labels live. Nothing is copied out of it, so nothing can disagree with it.
+        weight: how much the row counts where a method corrects for a shift between the prompts of good and of bad
+            completions (BCO); computed from all prompts in preparation, 1 otherwise.
     """
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     record: Record
+    weight: float = 1.0
 
     @property
     def tokens(self) -> int:

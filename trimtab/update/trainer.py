@@ -99,6 +99,7 @@ class Update(Trainer):
         self.tally = Tally()
         self.tokens_seen = 0
         self.current: list[Example] = []  # the batch of this step
+        self.whole: Any = None  # its view, without log-probs
         # a NaN must be seen, not averaged away
         args.logging_nan_inf_filter = False
         super().__init__(
@@ -154,7 +155,8 @@ class Update(Trainer):
         """What the summed loss of the whole batch is divided by. Log-probs are NaN here: it must not depend on them."""
         lengths = _lengths(batch)
         unscored = Completions(torch.full((int(lengths.sum()),), torch.nan, dtype=torch.float64), lengths)
-        return float(self.objective.size(self.objective.feedback.of(unscored, batch)).sum())
+        self.whole = self.objective.feedback.of(unscored, batch)
+        return float(self.objective.size(self.whole).sum())
 
     def _learn_apart(
         self,
@@ -243,8 +245,11 @@ class Update(Trainer):
         wait = [self.accelerator.no_sync(model) if self._world[1] > 1 else nullcontext() for _ in parts[1:]]
         return list(zip(parts, [*wait, nullcontext()], strict=True))
 
-    def _view(self, y: Completions, examples: Sequence[Example], unmatched: Completions | None) -> Any:
-        more: dict[str, Any] = {"memory": self.memory}
+    def _view(
+        self, y: Completions, examples: Sequence[Example], unmatched: Completions | None, learning: bool = True
+    ) -> Any:
+        around = self.whole if learning else None
+        more: dict[str, Any] = {"memory": self.memory, "around": around, "learning": learning}
         if unmatched is not None:
             more["unmatched"] = unmatched
         return self.objective.feedback.of(y, examples, **more)
@@ -332,7 +337,7 @@ class Update(Trainer):
         rows, first = [], 0
         for e in batch:
             k = len(e.completions)
-            view = self._view(y.take(torch.arange(first, first + k, device=lengths.device)), [e], unmatched)
+            view = self._view(y.take(torch.arange(first, first + k, device=lengths.device)), [e], unmatched, learning=False)
             tally = Tally()
             tally.add(measure(self.objective, view))
             tally.add_ratio("loss", self.objective.loss(view), self.objective.size(view))
