@@ -1,6 +1,7 @@
 """Every method of the foundation on real data with SmolLM2-135M-Instruct: one run each through the command line.
 
     python benchmarks/real_data.py            # all runs, then the table
+    python benchmarks/real_data.py NAME ...   # these runs only
     python benchmarks/real_data.py --table    # the table of the runs that are there
 
 Runs are folders under runs/real-data; one that is finished is not run again. The data lies in $TRIMTAB_DATA
@@ -38,7 +39,9 @@ SHOWN = ("rewards/accuracies", "rewards/auc", "accuracies/three_way", "nll")
 
 def main() -> None:
     if "--table" not in sys.argv:
-        for name, (file, flags) in RUNS.items():
+        asked = [a for a in sys.argv[1:] if not a.startswith("-")]
+        for name in asked or RUNS:
+            file, flags = RUNS[name]
             card = OUT / name / "run.json"
             if not card.exists() or json.loads(card.read_text())["status"] != "finished":
                 command = [sys.executable, "-m", "trimtab", "train", str(DATA / file), *flags.split()]

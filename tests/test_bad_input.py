@@ -704,7 +704,7 @@ def test_what_is_not_the_users_fault_keeps_its_traceback(monkeypatch: pytest.Mon
 def test_score_needs_two_models_that_fit_and_a_place_to_write(tmp_path: Path) -> None:
     score = ("score", "comparison.jsonl", "--policy", "./tiny")
     assert trimtab(*score, "--out", "rewards.txt").error == (
-        "rewards.txt: rewards are written as .jsonl or .jsonl.gz into a folder that exists. Change --out."
+        "rewards.txt: rewards are written as .jsonl, .jsonl.gz or .html into a folder that exists. Change --out."
     )
     assert trimtab(*score, "--out", "rewards.jsonl").error == (
         "./tiny holds no config.yaml, which in a run folder names the model it started from. Pass --reference MODEL."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pty
@@ -27,6 +28,7 @@ from tests.tiny_folder import feedback_file, tiny_folder
 from trimtab.cli import files_and_options
 from trimtab.feedback.read import read
 from trimtab.feedback.records import Message
+from trimtab.models import grow_vocabulary
 from trimtab.objectives import methods
 from trimtab.tokens.template import Template
 
@@ -37,6 +39,8 @@ COMMANDS = (
     "data convert",
     "methods",
     "score",
+    "pipeline",
+    "merge",
     "generate",
     "report",
     "doctor",
@@ -45,6 +49,8 @@ COMMANDS = (
 SHORT = ("--max_steps", 2, "--batch_size", 4, "--precision", "float32")
 ROOT = Path(__file__).parent.parent
 ESCAPE = "\x1b"
+# a reward model answers nothing: its runs are in test_reward_models.py
+POLICIES = [name for name, cls in methods().items() if "score" not in cls.needs]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +144,7 @@ def test_unknown_command_and_missing_argument() -> None:
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", POLICIES)
 def test_every_method_trains_and_leaves_a_whole_run_folder(
     method: str, trained: Callable[[str], tuple[Path, str]]
 ) -> None:
@@ -183,7 +189,7 @@ json.dump(out, open(sys.argv[1], "w"))
 
 def test_run_folders_load_in_plain_transformers(trained: Callable[[str], tuple[Path, str]], tmp_path: Path) -> None:
     """In a process that has never heard of trimtab: same prompt ids, same logits, an end token, stock attention."""
-    folders = [trained(method)[0] for method in methods()]
+    folders = [trained(method)[0] for method in POLICIES]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", PLAIN, str(tmp_path / "out.json"), *map(str, folders)]
     subprocess.run(words, check=True, env=environment, capture_output=True, cwd=tmp_path)
@@ -194,6 +200,7 @@ def test_run_folders_load_in_plain_transformers(trained: Callable[[str], tuple[P
         assert found["ids"] == template.prompt_ids((Message("user", "0: abc?"),))
         assert found["attention"] == "sdpa" and found["eos"] == 1 and found["pad"] == 1
         base = AutoModelForCausalLM.from_pretrained("tiny")
+        grow_vocabulary(base, len(template.tokenizer))  # a method with control tokens has two more
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in yesterday's words
             adapted = PeftModel.from_pretrained(base, folder / "adapter")
@@ -207,7 +214,7 @@ def test_run_folders_load_in_plain_transformers(trained: Callable[[str], tuple[P
         assert (merged - without).abs().max() > 1e-4, "nothing was learned"
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", POLICIES)
 def test_what_is_served_is_what_was_trained_on(method: str, trained: Callable[[str], tuple[Path, str]]) -> None:
     folder, _ = trained(method)
     for file in folder.glob("*.json"):
@@ -216,12 +223,15 @@ def test_what_is_served_is_what_was_trained_on(method: str, trained: Callable[[s
     stated = GenerationConfig.from_pretrained(folder)
     assert stated.eos_token_id == 1 and stated.pad_token_id == 1
     served, original = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained("tiny")
-    assert served.chat_template == original.chat_template
+    asked = methods()[method].control_tokens[:1]  # a method with control tokens asks for the good one
+    suffix = "".join("{% if add_generation_prompt %}" + token + "{% endif %}" for token in asked)
+    assert served.chat_template == original.chat_template + suffix
     template = Template(original)
     for record in read(data_of(method)).records:
         messages = [{"role": m.role, "content": m.content} for m in record.prompt]
         ids = served.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert tuple(ids) == template.encode(record).prompt
+        opening = served.convert_tokens_to_ids(list(asked))
+        assert tuple(ids) == (*template.encode(record).prompt, *opening)
 
 
 def test_full_finetuning_saves_the_trained_weights(tmp_path: Path) -> None:
@@ -492,6 +502,23 @@ def test_method_in_full(name: str) -> None:
 
 
 # --- the trained model ------------------------------------------------------------------------------------------------
+
+
+def test_token_credit_adds_up_to_the_reward(trained: Callable[[str], tuple[Path, str]], tmp_path: Path) -> None:
+    folder, whole, parts, page = trained("dpo")[0], tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", tmp_path / "c.html"
+    for out, flags in ((whole, ()), (parts, ("--tokens",)), (page, ())):
+        done("score", "comparison.jsonl", "--policy", folder, "--beta", 0.3, "--out", out, *flags)
+    rewards = [s.score for s in read(whole).records]
+    with gzip.open(parts, "rt", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    assert [line["score"] for line in lines] == pytest.approx(rewards, abs=1e-5)
+    for line in lines:
+        assert sum(line["credit"]) == pytest.approx(line["score"], abs=1e-5)
+        assert len(line["credit"]) == len(line["tokens"]) > 1
+        assert "".join(line["tokens"]).startswith(line["completion"])
+    text = page.read_text()
+    assert text.count('class="answer"') == 24 and text.count("<span ") == sum(len(line["tokens"]) for line in lines)
+    assert "<script" not in text and "rgba(214,60,60" in text and "rgba(38,160,83" in text
 
 
 def test_score_is_beta_times_the_log_ratio(trained: Callable[[str], tuple[Path, str]], tmp_path: Path) -> None:

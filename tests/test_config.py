@@ -153,6 +153,13 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"warmup": 0.5}, {"schedule": "constant"}),
     ({"tie_threshold": 1}, {}),
     ({"score_threshold": 1}, {}),
+    ({"match_prompts": "tfidf"}, {"method": "kto"}),
+    ({"min_density_ratio": 1}, {"method": "bco"}),
+    ({"max_density_ratio": 1}, {"method": "bco"}),
+    ({"samples": 4}, {"method": "reward_model"}),
+    ({"l1": 0.1}, {"finetune": "full"}),
+    ({"reference_every": 5}, {"method": "simpo"}),
+    ({"reference_mix": 0.5}, {}),
 ]
 
 
@@ -170,6 +177,7 @@ def test_every_option_of_the_table_is_tested() -> None:
     for values in ({"method": "sft", "finetune": "full", "template": "plain", "samples": 0, "holdout": 0},):
         idle |= set(without_effect(resolve({"data": "x", **values})))
     idle |= set(without_effect(resolve({"data": "x", "method": "todo", "max_steps": 1, "schedule": "constant"})))
+    idle |= set(without_effect(resolve({"data": "x", "method": "reward_model"})))
     assert idle == {name for option, _ in WITHOUT_EFFECT for name in option}
 
 
@@ -185,6 +193,9 @@ def test_null_is_not_given(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done() -> None:
+    assert refusal(method="mpo", parts="1.0 * dpo + 1.0 * reward_model").startswith(
+        "mpo would need a reward model and log-probs at once (reference, score)"
+    )
     assert refusal(finetune="full", reference="adapter") == (
         "reference: adapter needs finetune: lora; with full use copy or cache."
     )

@@ -80,7 +80,7 @@ def data(objective: Objective, n: int = N, seed: int = 0) -> list[Example]:
     examples = tiny.examples(objective.feedback.record, n, k=4, seed=seed, ties=objective.ties)
     for i, e in enumerate(examples):  # equal answers would tie up to rounding, and accuracies count strictly larger
         apart = tuple(c if c not in e.completions[:k] else (3 + k, *c) for k, c in enumerate(e.completions))
-        examples[i] = Example(e.prompt, apart, e.record)
+        examples[i] = replace(e, completions=apart)
     if objective.feedback.record is Thumb and n > 3:  # two answers to one prompt, next to each other
         examples[3] = Example(examples[2].prompt, examples[3].completions, examples[3].record)
     return examples
@@ -96,7 +96,7 @@ def test_the_objectives_of_this_file_keep_the_contract() -> None:
 @pytest.mark.parametrize("objective", EVERY, ids=lambda o: o.name())
 def test_cuts_and_layouts_change_nothing(objective: Objective, tmp_path: Path) -> None:
     """16 alone, about 4 x 4, 1 x 16; shared, packed, padded: loss, gradient and every logged metric."""
-    model, examples = tiny.model(), data(objective)
+    model, examples = tiny.model_for(objective), data(objective)
     wanted, metrics = None, {}
     cuts = set()
     for mode in MODES:

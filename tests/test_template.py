@@ -17,7 +17,7 @@ from tests.tiny_folder import tokenizer as tiny_tokenizer
 from trimtab.errors import ModelError, TokenError
 from trimtab.feedback.records import Comparison, Demonstration, Message, Origin, Ranking, Thumb
 from trimtab.models import load_tokenizer
-from trimtab.tokens.show import pieces, show
+from trimtab.tokens.show import show, spans
 from trimtab.tokens.template import MIN_PROMPT, RowRefused, Template, tokenize
 
 STRADDLED = "a token straddled the boundary: prompt and completion were tokenised apart"
@@ -469,7 +469,9 @@ def test_repairs_are_counted_per_call() -> None:
 def test_pieces_join_to_the_text(text: str) -> None:
     for words in (tiny_tokenizer(), smollm2(), metaspace("always")):
         ids = words(text, add_special_tokens=False)["input_ids"]
-        assert "".join(pieces(ids, words)) == words.decode(ids, clean_up_tokenization_spaces=False)
+        assert "".join(text for text, _, _ in spans(ids, words)) == words.decode(
+            ids, clean_up_tokenization_spaces=False
+        )
 
 
 def test_what_is_shown_is_what_is_trained() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Record, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Record, Score, Solution, Thumb
+from trimtab.logprobs.critic import add_critic
+from trimtab.objectives.base import Objective
 from trimtab.tokens.batch import Example
 
 VOCAB = 97
@@ -38,6 +40,39 @@ def model(dtype: torch.dtype = torch.float64, seed: int = 0, **config: object) -
     return llama.to(dtype).eval()
 
 
+def reward_model(dtype: torch.dtype = torch.float64, seed: int = 0, **config: object) -> LlamaForSequenceClassification:
+    """The same decoder under a head that gives one number; padding is token 0."""
+    language = model(dtype, seed, **config)
+    language.config.num_labels, language.config.pad_token_id = 1, 0
+    rewards = LlamaForSequenceClassification(language.config)
+    rewards.model = language.model
+    torch.manual_seed(seed + 1)
+    torch.nn.init.normal_(rewards.score.weight, std=0.3)
+    return rewards.to(dtype).eval()
+
+
+def model_for(
+    objective: Objective, dtype: torch.dtype = torch.float64
+) -> LlamaForCausalLM | LlamaForSequenceClassification:
+    """What the method trains: a policy, with a critic where it needs one, or a reward model."""
+    if "score" in objective.needs:
+        return reward_model(dtype)
+    policy = model(dtype)
+    if "value" in objective.needs:
+        critic(policy, objective.critic)
+    return policy
+
+
+def critic(model: LlamaForCausalLM, kind: str) -> None:
+    """A critic that is not 0, in the model's precision."""
+    added = add_critic(model, kind, seed=3)  # type: ignore[arg-type]
+    torch.manual_seed(4)
+    torch.nn.init.normal_(added.head[-1].weight, std=0.3)
+    if added.trunk is not None:
+        for p in added.trunk.parameters():  # not the policy's
+            p.data.add_(0.1 * torch.randn_like(p))
+
+
 def examples(kind: type[Record], n: int = 6, k: int = 2, seed: int = 0, ties: bool = False) -> list[Example]:
     """``n`` examples of mixed lengths over random tokens, labels drawn too."""
     rng = random.Random(seed)
@@ -53,7 +88,17 @@ def examples(kind: type[Record], n: int = 6, k: int = 2, seed: int = 0, ties: bo
         elif kind is Thumb:
             record = Thumb(said, "a", desirable=rng.random() < 0.5)
         elif kind is Ranking:
-            record = Ranking(said, tuple("abcdefgh"[:k]), tuple(range(1, k + 1)))
+            worth = tuple(sorted((rng.random() for _ in range(k)), reverse=True))
+            record = Ranking(said, tuple("abcdefgh"[:k]), tuple(range(1, k + 1)), worth)
+        elif kind is Score:
+            record = Score(said, "a", rng.gauss(0, 1))
+        elif kind is Solution:
+            ends = sorted(
+                {*rng.sample(range(len(answers[0])), rng.randint(0, min(3, len(answers[0])))), len(answers[0]) - 1}
+            )
+            labels = tuple(rng.choice((0.0, 0.25, 1.0)) for _ in ends)
+            out.append(Example(prompt, answers, Solution(said, ("a",) * len(ends), labels), marks=tuple(ends)))
+            continue
         else:
             record = Demonstration(said, "a")
         out.append(Example(prompt, answers, record))

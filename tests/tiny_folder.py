@@ -20,7 +20,7 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-KINDS = ("comparison", "ties", "thumb", "demonstration", "ranking", "score", "prompt")
+KINDS = ("comparison", "ties", "thumb", "demonstration", "ranking", "score", "solution", "prompt")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -83,15 +83,18 @@ def feedback_file(path: Path, kind: str, n: int, seed: int = 0) -> Path:
         said: dict[str, object]
         match kind:
             case "comparison" | "ties":
-                said = {"chosen": a, "rejected": b, "tie": kind == "ties" and i % 3 == 2}
+                said = {"chosen": a, "rejected": b, "tie": kind == "ties" and i % 3 == 2, "strength": 0.5 + i % 5 / 10}
             case "thumb":
                 said = {"completion": a, "desirable": i % 2 == 0}
             case "demonstration":
                 said = {"completion": a}
             case "ranking":
-                said = {"ranked": [a, b, c], "ranks": rng.sample([1, 2, 3], 3)}
+                ranks = rng.sample([1, 2, 3], 3)
+                said = {"ranked": [a, b, c], "ranks": ranks, "scores": [(4 - r) / 3 for r in ranks]}
             case "score":
                 said = {"completion": a, "score": rng.random()}
+            case "solution":
+                said = {"steps": [a, b, c], "labels": [1, i % 2, rng.random()]}
             case "prompt":
                 said = {}
             case _:

@@ -306,6 +306,7 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
     """
     from trimtab.objectives import methods as known
     from trimtab.objectives import objective_class
+    from trimtab.report.card import axes
 
     if name:
         cls = objective_class(name)
@@ -316,7 +317,11 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
         for f in dataclasses.fields(cls):
             source = f" [{f.metadata['source']}]" if f.metadata.get("source") else ""
             _say(f"  --{f.name} {f.default}: {f.metadata['help']}{source}")
+        _say(f"when to use it: {cls.use}")
         _say(f"when not to use it: {cls.avoid}")
+        if cls.differs:
+            _say(f"differs: {cls.differs}")
+        _say(f"axes: {'; '.join(f'{k}: {v}' for k, v in axes(cls).items())}")
         return
     table = Table("method", "learns from", "needs", "paper")
     for n, cls in known().items():
@@ -329,19 +334,59 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
 def score(
     ctx: typer.Context,
     file: str,
-    policy: str = typer.Option(..., help="aligned model: run folder or model name"),
+    policy: str = typer.Option(..., help="aligned model or reward model: run folder or model name"),
     reference: str = typer.Option(None, help="the model that it started from (default: what the run folder says)"),
-    out: Path = typer.Option(..., help="file to write: one line per completion"),
-    beta: float = typer.Option(0.1, help="scale of the implicit reward"),
+    out: Path = typer.Option(
+        ..., help="file to write: .jsonl with one line per completion, or an .html page in colour"
+    ),
+    beta: float = typer.Option(None, help="scale of the implicit reward (default: 0.1)"),
+    tokens: bool = typer.Option(False, "--tokens", help="write each token's part of the reward too"),
 ) -> None:
-    """Implicit reward beta * log(policy/reference) of every completion in a file.
+    """Implicit reward beta * log(policy/reference) of every completion in a file, or of every token of it.
+
+    A reward model needs no reference: its number is the reward.
 
     Example: `trimtab score prefs.jsonl --policy runs/dpo-prefs-1 --out rewards.jsonl`
     """
     from trimtab.score_file import score_file
 
     known = (*READING, *CONVERTING, *TEMPLATE, *LENGTHS, "layout", "token_budget")
-    _say(score_file(_config(ctx, file, known, model=policy), reference, out, beta))
+    _say(score_file(_config(ctx, file, known, model=policy), reference, out, beta, tokens))
+
+
+@app.command()
+def pipeline(file: Path = typer.Argument(..., help="YAML file with stages")) -> None:
+    """Several runs as one, each starting where the one before ended: SFT then any method, sDPO, PAFT.
+
+    Example: `trimtab pipeline sdpo.yaml`
+    """
+    from trimtab.pipeline import run_pipeline
+
+    _say(f"done: {run_pipeline(file, _command(), console)}")
+
+
+@app.command()
+def merge(
+    models: list[str] = typer.Argument(..., help="models that were trained from the same start"),
+    start: str = typer.Option(..., help="the model that they were trained from"),
+    out: Path = typer.Option(..., help="folder to write"),
+    how: str = typer.Option("ties", help="linear, task_arithmetic, ties, dare_ties, dare_linear or slerp"),
+    weights: str = typer.Option(None, help="one number per model, separated by commas"),
+    density: float = typer.Option(None, help="share of the changes that is kept (ties 0.2, dare 0.5)"),
+    scale: float = typer.Option(1.0, help="multiplies the merged change"),
+    seed: int = typer.Option(0, help="what dare drops"),
+) -> None:
+    """Merge models that started from one.
+
+    Example: `trimtab merge runs/sft runs/dpo --start smollm2 --out runs/merged --how ties`
+    """
+    from trimtab.merge import merge as merged
+
+    try:
+        shares = [float(w) for w in weights.split(",")] if weights else None
+    except ValueError:
+        raise ConfigError(f'weights is "{weights}"; expected numbers separated by commas, such as 0.5,1.') from None
+    _say(merged(start, models, out, how=how, weights=shares, density=density, scale=scale, seed=seed))  # type: ignore[arg-type]
 
 
 @app.command()

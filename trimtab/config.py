@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.errors import ConfigError, nearest
 from trimtab.objectives import Objective, objective_class
+from trimtab.objectives.base import typed
 
 # of transformers': the schedules that need no further arguments, and the optimizers with the package each needs
 SCHEDULES = (
@@ -23,7 +24,6 @@ SCHEDULES = (
     "constant_with_warmup",
     "inverse_sqrt",
 )
-WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
 OPTIMIZERS = dict.fromkeys(("adamw_torch_fused", "adamw_torch", "adafactor", "adagrad", "rmsprop", "sgd"), "")
 OPTIMIZERS |= dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"), "bitsandbytes")
 
@@ -59,6 +59,13 @@ class RunConfig(BaseModel):
     score_threshold: float | None = Field(None, description="scores above this are thumbs up, when converting")
     ties: Literal["drop", "split"] | None = Field(None, description="what a method without ties does with them")
     holdout: float = Field(0.1, ge=0, lt=1, description="share of prompts kept out of training for evaluation")
+    match_prompts: str = Field(
+        "none",
+        description="weigh thumbs down so that their prompts look like those of thumbs up: none, tfidf, policy (its mean hidden "
+        "state), or a sentence-transformers model",
+    )
+    min_density_ratio: float = Field(0.5, gt=0, description="lower bound of such a weight")
+    max_density_ratio: float = Field(10.0, gt=0, description="upper bound of such a weight")
 
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="apply the chat template, or train bare text"
@@ -92,6 +99,11 @@ class RunConfig(BaseModel):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
+    reference_every: int | None = Field(
+        None, ge=1, description="steps after which the reference is renewed from the policy (TR-DPO; default: never)"
+    )
+    reference_mix: float = Field(1.0, gt=0, le=1, description="share of the policy in a renewed reference; 1 is a copy")
+    l1: float = Field(0.0, ge=0, description="L1 penalty on the LoRA weights (PAFT's sparse task vector)")
     reference: Literal["auto", "adapter", "copy", "cache"] = Field(
         "auto", description="where reference log-probs come from"
     )
@@ -141,7 +153,7 @@ def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
     ours: dict[str, Any] = {}
     for key, value in merged.items():
         if key in fields:
-            options[key] = _typed(cls, fields[key], value)
+            options[key] = typed(cls, fields[key], value)
         elif key in run_options():
             # YAML reads the code 1 as a number; columns and codes are names
             ours[key] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
@@ -192,19 +204,6 @@ def _unknown(key: str, cls: type[Objective], known: list[str]) -> str:
     return f'There is no option "{key}".{nearest(key, known)} See `trimtab train --options` and `trimtab methods {cls.name()}`.'
 
 
-def _typed(cls: type[Objective], field: dataclasses.Field[Any], value: Any) -> Any:
-    """A hyperparameter given as text becomes what the dataclass says it is."""
-    kind = type(field.default)
-    try:
-        if isinstance(value, bool) and kind is not bool:
-            raise TypeError
-        if kind is bool and isinstance(value, str):
-            return {"true": True, "false": False}[value.lower()]
-        return kind(value)  # type: ignore[misc]
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f'{cls.name()}: {field.name} is "{value}"; expected {WORDS[kind]}.') from None
-
-
 def _readable(e: ValidationError) -> str:
     lines = []
     for error in e.errors():
@@ -216,7 +215,7 @@ def _readable(e: ValidationError) -> str:
 
 def without_effect(config: RunConfig) -> dict[str, str]:
     """Options that decide nothing in this run, each with the reason."""
-    cls = objective_class(config.method)
+    objective = config.objective()
     idle: dict[str, str] = {}
 
     def add(why: str, *names: str) -> None:
@@ -224,19 +223,32 @@ def without_effect(config: RunConfig) -> dict[str, str]:
 
     if config.convert is None:
         add("nothing is converted (set convert)", "tie_threshold", "score_threshold")
-    if "reference" not in cls.needs:
-        add(f"{cls.name()} has no reference model", "reference", "cache")
+    if "reference" not in objective.needs:
+        add(f"{objective.name()} has no reference model", "reference", "cache", "reference_every", "reference_mix")
     elif config.reference in ("adapter", "copy"):
         add(f"reference is {config.reference}", "cache")
+    elif config.reference_every is not None:
+        add("a reference that moves is a copy", "cache")
+    elif "token_kl" in objective.needs:
+        add(f"{objective.name()} needs the reference's whole distribution, which no cache holds", "cache")
     elif config.reference == "auto" and config.finetune == "lora":
         add("the reference is the switched-off adapter (set reference: cache)", "cache")
+    if config.reference_every is None:
+        add("the reference does not move (set reference_every)", "reference_mix")
     if config.finetune == "full":
-        add("finetune is full", "lora_rank", "lora_alpha", "lora_targets")
-    if cls.ties:
-        add(f"{cls.name()} learns from ties itself", "ties")
+        add("finetune is full", "l1", "lora_rank", "lora_alpha", "lora_targets")
+    if objective.ties:
+        add(f"{objective.name()} learns from ties itself", "ties")
+    if not objective.weighs:
+        add(f"{objective.name()} does not weigh rows", "match_prompts", "min_density_ratio", "max_density_ratio")
+    elif config.match_prompts == "none":
+        add("match_prompts is none", "min_density_ratio", "max_density_ratio")
     if config.template == "plain":
         add("template is plain", "chat_template", "eos")
-    if config.samples == 0:
+    if "score" in objective.needs:
+        answering = ("samples", "sample_tokens") if config.samples else ("sample_tokens",)
+        add(f"{objective.name()} trains a reward model, which answers nothing", *answering)
+    elif config.samples == 0:
         add("samples is 0", "sample_tokens")
     if config.holdout == 0:
         add("holdout is 0: there is nothing to evaluate on", "eval_every")
@@ -251,23 +263,42 @@ def without_effect(config: RunConfig) -> dict[str, str]:
 
 def _refuse(config: RunConfig, given: set[str]) -> None:
     """What this run would silently ignore, or could not do."""
-    cls = objective_class(config.method)
+    objective = config.objective()
     for name, why in without_effect(config).items():
         if name in given:
             raise ConfigError(f'The option "{name}" has no effect here: {why}. Remove it.')
     if config.finetune == "full" and config.reference == "adapter":
         raise ConfigError("reference: adapter needs finetune: lora; with full use copy or cache.")
+    if config.reference_every is not None and config.reference in ("adapter", "cache"):
+        raise ConfigError(
+            f"reference_every renews a copy of the model; reference is {config.reference}. Use copy or auto."
+        )
+    if config.reference_every is not None and config.finetune == "lora" and config.reference_mix < 1:
+        raise ConfigError(
+            "reference_mix below 1 with LoRA would mix the factors, not their product. Use finetune: full, or reference_mix: 1."
+        )
+    if config.reference == "cache" and "token_kl" in objective.needs:
+        raise ConfigError(
+            f"{objective.name()} needs the reference's whole distribution at every token; the cache holds one number per "
+            "token. Use reference: copy, or adapter with finetune: lora."
+        )
+    if "score" in objective.needs and objective.needs != {"score"}:
+        raise ConfigError(
+            f"{objective.name()} would need a reward model and log-probs at once ({', '.join(sorted(objective.needs))}), and a "
+            "reward model has none. Train the reward model on its own."
+        )
     if config.max_steps == 0:
         raise ConfigError(
             "max_steps is 0, which trains nothing. Pass a number above 0, or leave it out for whole epochs."
         )
     if config.resume and config.output is None:
         raise ConfigError("resume needs output: the run folder to go on with, such as --output runs/dpo-prefs-1.")
-    if "mismatched" in cls.needs and config.batch_size < 2:
+    if "mismatched" in objective.needs and config.batch_size < 2:
         raise ConfigError(
-            f"{cls.name()} compares each answer with another row's in the batch: batch_size must be at least 2, better 8 "
+            f"{objective.name()} compares each answer with another row's in the batch: batch_size must be at least 2, better 8 "
             f"or more; it is {config.batch_size}."
         )
+    _refuse_matching(config)
     _one_of("schedule", config.schedule, list(SCHEDULES))
     _one_of("optimizer", config.optimizer, list(OPTIMIZERS))
     for name, package in (("optimizer", OPTIMIZERS[config.optimizer]), ("report_to", config.report_to)):
@@ -275,6 +306,21 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
             raise ConfigError(
                 f"{name}: {getattr(config, name)} needs a package that is not installed: pip install {package}."
             )
+
+
+def _refuse_matching(config: RunConfig) -> None:
+    known, name = ["none", "tfidf", "policy"], config.match_prompts
+    if config.min_density_ratio >= config.max_density_ratio:
+        raise ConfigError(
+            f"min_density_ratio {config.min_density_ratio:g} is not below max_density_ratio {config.max_density_ratio:g}."
+        )
+    if name not in known and find_spec("sentence_transformers") is None:
+        raise ConfigError(
+            f'match_prompts is "{name}".{nearest(name, known)} Known: {", ".join(known)}; any other name is a '
+            "sentence-transformers model, which needs a package that is not installed: pip install sentence-transformers."
+        )
+    if name != "none" and find_spec("sklearn") is None:
+        raise ConfigError(f"match_prompts: {name} needs a package that is not installed: pip install scikit-learn.")
 
 
 def _one_of(name: str, value: str, known: list[str]) -> None:

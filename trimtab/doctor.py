@@ -33,7 +33,7 @@ def examine(flags: dict[str, Any], console: Console) -> None:
         folder = run.train(resolve({**values, "output": str(Path(temporary) / "run")}), console=console)
         card = read_folder(folder).card
         for check in card["checks"]:
-            console.print(f"ok: {check['name']}: {check['detail']}", markup=False)
+            console.print(f"{'ok' if check['ok'] else 'FAILED'}: {check['name']}: {check['detail']}", markup=False)
         peak = card["engine"]["peak_memory_gb"]
         console.print(f"one optimiser step ran; {time.perf_counter() - started:.0f} s in all, peak memory {peak} GB")
 

@@ -20,13 +20,22 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .errors import ModelError, nearest
 
@@ -38,6 +47,10 @@ SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_FOLDER = "SmolLM2-135M-Instruct-float32-1"  # the last digit changes whenever the conversion does
 SMOLLM2_CONTEXT = 8192
+
+PAD = "<|pad|>"  # where a reward model needs a padding token of its own
+# what the one number of a reward model says: its label in config.json
+REWARD, FIRST_WINS, STEP_RIGHT = "reward", "first_wins", "step_right"
 
 ALIASES = (SMOLLM2,)
 
@@ -82,6 +95,11 @@ def load_model(
     An end or padding token that the generation config lacks is filled in from the model's config or the tokenizer.
     """
     place = resolve(name)
+    if is_reward_model(name):
+        raise ModelError(
+            f'"{name}" is a reward model: it scores answers and cannot write or start a policy. Name a language model; '
+            "`trimtab score FILE --policy` takes reward models."
+        )
     try:
         place = _reachable(place, kwargs.get("revision"))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -101,6 +119,109 @@ def load_model(
     model.train(False)
     _complete_generation_config(model, name)
     return model
+
+
+def is_reward_model(name: str | os.PathLike[str]) -> bool:
+    """Whether the config there says that it gives one number for a text instead of next tokens."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(_reachable(resolve(name), None))
+    except (ModelError, OSError, ValueError):
+        return False  # what is wrong is said where it is loaded
+    return any(str(a).endswith("ForSequenceClassification") for a in config.get("architectures") or [])
+
+
+def what_it_says(name: str | os.PathLike[str]) -> str:
+    """The label of the number of the reward model there: :data:`REWARD`, :data:`FIRST_WINS`, :data:`STEP_RIGHT`, or another
+    that somebody gave it."""
+    config, _ = PretrainedConfig.get_config_dict(_reachable(resolve(name), None))
+    return str(next(iter((config.get("id2label") or {}).values()), ""))
+
+
+def load_reward_model(
+    name: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype | str = torch.float32,
+    seed: int = 0,
+    ends: Iterable[int] = (),
+    number: str | None = None,
+) -> PreTrainedModel:
+    """The reward model of that name, or the language model of that name with a new head, in evaluation mode.
+
+    transformers takes the number at the last token that is not the padding token, so padding may not be a token that
+    ends an answer. Model and ``tokenizer`` get one that is not: see :func:`_own_padding`.
+
+    Args:
+        seed: of a new head, normal with the deviation 1/sqrt(H + 1) of OpenAI's reward models.
+        ends: ids that end an answer, besides the tokenizer's own.
+        number: what it says, see :func:`what_it_says`; None for what was saved.
+    """
+    place, known = resolve(name), is_reward_model(name)
+    fresh = {} if known else {"num_labels": 1}
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            _reachable(place, None), dtype=dtype, output_loading_info=True, **fresh
+        )
+    except Exception as error:
+        raise _cannot_load("reward model", name, error) from error
+    model, loading = loaded
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
+        found = f"{head.out_features} numbers" if isinstance(head, torch.nn.Linear) else "no head called score"
+        raise ModelError(
+            f'"{name}" cannot be a reward model here: it has {found}, and one number at the last token is expected '
+            "(a decoder of transformers with num_labels: 1)."
+        )
+    absent = {*loading["missing_keys"], *(str(k[0]) for k in loading["mismatched_keys"])}
+    if lost := sorted(absent - (set() if known else {"score.weight"})):
+        raise ModelError(
+            f'The weights of "{name}" are incomplete: {len(lost)} parameter(s) are missing or have another shape '
+            f"(the first: {lost[0]}) and would be random."
+        )
+    if number or not known:
+        model.config.id2label, model.config.label2id = {0: number or REWARD}, {number or REWARD: 0}
+    if not known:
+        drawn = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        head.weight.data.copy_(drawn * (head.in_features + 1) ** -0.5)
+    closing = {i for i in (*ends, tokenizer.eos_token_id) if i is not None}
+    if known and (pad := model.config.get_text_config().pad_token_id) is not None:
+        if pad in closing:
+            raise ModelError(
+                f'"{name}" was saved with a padding token that ends answers (id {pad}): transformers then takes the number '
+                "before the end, and which one was trained cannot be told. Set another pad_token_id in its config.json and "
+                "tokenizer if it was trained at the end."
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    _own_padding(model, tokenizer, closing)
+    generation: Any = GenerationConfig
+    model.generation_config = generation(eos_token_id=sorted(closing), pad_token_id=tokenizer.pad_token_id)
+    return model.train(False)  # type: ignore[no-any-return]
+
+
+def _own_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
+    """Padding that ends no answer: the token they have, the unknown token, or a new one."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        if tokenizer.unk_token_id not in {None, tokenizer.bos_token_id, *ends}:
+            tokenizer.pad_token = tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": PAD})
+    words: Any = model.get_input_embeddings()
+    if len(tokenizer) > (before := words.num_embeddings):
+        words = model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        words.weight.data[before:] = 0
+    # transformers gives the embedding of the padding token no gradient: that was the end token's until now
+    words.padding_idx = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def grow_vocabulary(model: PreTrainedModel, tokens: int) -> None:
+    """Room for the tokenizer's new tokens, where there is none: their rows start as the mean of the others."""
+    old = model.get_input_embeddings().weight.shape[0]
+    if tokens <= old:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:
+                layer.weight[old:] = layer.weight[:old].mean(0)
 
 
 def load_tokenizer(name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trimtab.errors import ConfigError, DataError, FeedbackKindError, TrimtabErr
 from trimtab.feedback.convert import PATHS, convert, settle_ties
 from trimtab.feedback.read import Reading, read
 from trimtab.feedback.records import Comparison, Conversation, Record
+from trimtab.feedback.shift import Embed, Shift, embedder, prompt_shift
 from trimtab.logprobs.scored import Completions
 from trimtab.models import end_tokens, load_tokenizer
 from trimtab.objectives import Objective, methods
@@ -37,6 +38,7 @@ class Prepared:
     conversions: list[str]
     tokens: TokenReport
     notes: list[str] = field(default_factory=list)
+    shift: Shift | None = None
 
     def card(self, file: str) -> dict[str, Any]:
         """The data card of the run."""
@@ -61,6 +63,7 @@ class Prepared:
                 "tokens_lost": self.tokens.tokens_lost,
                 "eos_lost": self.tokens.eos_lost,
             },
+            **({"prompt_shift": self.shift.to_json()} if self.shift else {}),
         }
 
 
@@ -116,6 +119,7 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
         max_length=config.max_length,
         truncation=config.truncation,
         max_truncated=config.max_truncated,
+        together=objective.jointly,
     )
     kept_out = {r.prompt for r in held_out}
     prepared = Prepared(
@@ -125,6 +129,9 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
         conversions,
         report,
     )
+    if objective.control_tokens:
+        good, bad = template.add_control(*objective.control_tokens)
+        prepared.train, prepared.held_out = (_marked(e, good, bad) for e in (prepared.train, prepared.held_out))
     if not prepared.train:
         raise DataError(
             f"{config.data}: all {len(prepared.held_out):,} usable rows are held out (holdout {config.holdout:g}, by prompt) "
@@ -134,7 +141,32 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
     if refusal:
         raise DataError(f"{config.data}: {refusal}. {_other_ways(records, objective)}")
     prepared.notes += notes
+    if config.match_prompts not in ("none", "policy"):  # the policy is not loaded yet
+        match_prompts(config, prepared, embedder(config.match_prompts))
     return prepared
+
+
+def match_prompts(config: RunConfig, prepared: Prepared, embed: Embed) -> None:
+    """Give thumbs down weights with which their prompts are distributed as those of thumbs up."""
+    train, held_out = prepared.train, prepared.held_out
+    shift = prompt_shift(
+        [e.record for e in train],
+        [e.record for e in held_out],
+        embed,
+        low=config.min_density_ratio,
+        high=config.max_density_ratio,
+        seed=config.seed,
+    )
+    prepared.train = [replace(e, weight=w) for e, w in zip(train, shift.weights, strict=True)]
+    prepared.held_out = [replace(e, weight=w) for e, w in zip(held_out, shift.others, strict=True)]
+    prepared.shift = shift
+    prepared.notes.append(str(shift))
+
+
+def _marked(examples: Sequence[Example], good: int, bad: int) -> list[Example]:
+    """The same rows with their control token before the answer."""
+    marks = [good if e.record.desirable else bad for e in examples]  # type: ignore[attr-defined]
+    return [replace(e, completions=((m, *e.completions[0]),)) for e, m in zip(examples, marks, strict=True)]
 
 
 def split_by_prompt(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:

@@ -28,8 +28,11 @@ from transformers import TrainingArguments, set_seed
 from trimtab import __version__
 from trimtab.config import RunConfig
 from trimtab.errors import CheckpointError, ConfigError, ModelError, TrimtabError
+from trimtab.feedback.shift import prompt_text
 from trimtab.logprobs.attention import KERNEL
 from trimtab.logprobs.cache import LogpCache, weights_hash
+from trimtab.logprobs.critic import add_critic
+from trimtab.logprobs.hidden import mean_hidden
 from trimtab.logprobs.reference import (
     AdapterOff,
     Cached,
@@ -37,17 +40,27 @@ from trimtab.logprobs.reference import (
     Reference,
     sequence_tolerance,
 )
-from trimtab.logprobs.score import LayoutChoice, Scorer, choose_layout, install
-from trimtab.models import check_weights, home, load_model
-from trimtab.prepare import Prepared, make_template, prepare
+from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install
+from trimtab.logprobs.scored import Solutions
+from trimtab.models import (
+    FIRST_WINS,
+    REWARD,
+    STEP_RIGHT,
+    check_weights,
+    grow_vocabulary,
+    home,
+    load_model,
+    load_reward_model,
+)
+from trimtab.prepare import Prepared, make_template, match_prompts, prepare
 from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
 from trimtab.report.text import visible
 from trimtab.samples import Probe, Reward
 from trimtab.tokens.batch import Example, completion_keys
 from trimtab.tokens.template import Template
-from trimtab.update.callbacks import MetricsFile, Progress, peak_memory_gb
-from trimtab.update.checks import Check, policy_equals_reference
+from trimtab.update.callbacks import MetricsFile, MovingReference, Progress, Shrink, peak_memory_gb
+from trimtab.update.checks import Check, policy_equals_reference, scores_stand_alone
 from trimtab.update.trainer import Update, last_checkpoint
 from trimtab.update.weights import no_dropout, save_weights, with_adapter
 
@@ -137,11 +150,15 @@ class _Run:
         template = make_template(config)
         data = prepare(config, self.objective, template)
         self._tell_data(data, template)
-        model, choice = self._model(data)
+        model, choice = self._model(data, template)
+        if config.match_prompts == "policy":
+            self._match_prompts(data, model)
         scorer = Scorer(model, choice.mode, config.token_budget)
         trainer = self._trainer(model, scorer, data, template)
         trainer.reference = self._reference(model, scorer, trainer)
-        probe = Probe(template, data, config.samples, config.sample_tokens, config.seed, self.precision, test_prompts)
+        rewards = "score" in self.objective.needs  # a reward model answers nothing
+        count, test_prompts = (0, ()) if rewards else (config.samples, test_prompts)
+        probe = Probe(template, data, count, config.sample_tokens, config.seed, self.precision, test_prompts)
         if not self.previous:
             self._check(trainer, data)
             self.card["evaluation"]["before"] = self._evaluate(trainer, quiet="reference" in self.objective.needs)
@@ -149,6 +166,8 @@ class _Run:
         self.save_card()
         self._train(trainer)
         self._save_weights(model, template)
+        if rewards:
+            self._check_saved(trainer, data)
         self.card["evaluation"]["after"] = self._evaluate(trainer)
         self._compare_samples(probe, trainer, reward)
         if self.card["status"] == "running":
@@ -187,10 +206,24 @@ class _Run:
             f"  tokens: {sizes}; {tokens['truncated_rows']} rows cut, end-of-sequence lost in {sum(tokens['eos_lost'].values())}"
         )
 
-    def _model(self, data: Prepared) -> tuple[nn.Module, LayoutChoice]:
+    def _match_prompts(self, data: Prepared, model: nn.Module) -> None:
+        """Prompts as the policy sees them before it learns anything."""
+        ids = {prompt_text(e.record.prompt): e.prompt for e in (*data.train, *data.held_out)}
+        budget = self.config.token_budget
+        match_prompts(self.config, data, lambda texts: mean_hidden(model, [ids[t] for t in texts], budget).numpy())
+        self.card["data"] = data.card(self.config.data)
+        self.say(f"  {data.notes[-1]}")
+
+    def _model(self, data: Prepared, template: Template) -> tuple[nn.Module, LayoutChoice]:
         config = self.config
         dtype = torch.float64 if self.precision == torch.float64 else torch.float32
-        model: nn.Module = load_model(config.model, dtype=dtype)
+        model: nn.Module
+        if "score" in self.objective.needs:
+            number = FIRST_WINS if self.objective.jointly else REWARD
+            number = STEP_RIGHT if self.objective.feedback is Solutions else number
+            model = load_reward_model(config.model, template.tokenizer, dtype, config.seed, template.eos_ids, number)
+        else:
+            model = load_model(config.model, dtype=dtype)
         check_weights(model)
         no_dropout(model)
         self.card["fingerprints"]["model"] = weights_hash(model)
@@ -198,17 +231,22 @@ class _Run:
         self._refuse_small_disk(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device)
+        control = template.tokenizer.convert_tokens_to_ids(list(self.objective.control_tokens))
+        if control:
+            grow_vocabulary(base_model(model), len(template.tokenizer))
         choice = choose_layout(model, _short(data.train), config.layout)
         if config.finetune == "lora":
             set_seed(config.seed)
             try:
-                model = with_adapter(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+                model = with_adapter(model, config.lora_rank, config.lora_alpha, config.lora_targets, control)
             except ValueError as e:
                 linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
                 raise ConfigError(
                     f'lora_targets is "{config.lora_targets}": {str(e).splitlines()[0]} Linear modules of this model: '
                     f"{', '.join(sorted(linear))}. Name some of them, or all-linear."
                 ) from e
+        if "value" in self.objective.needs:
+            add_critic(base_model(model), self.objective.critic, config.seed)
         install(model, self.precision, choice.mode)
         self.card["engine"] = {
             "layout": choice.mode,
@@ -234,7 +272,7 @@ class _Run:
             config.batch_size,
             training_arguments(config, self.folder, self.main),
             held_out=data.held_out,
-            callbacks=[progress],
+            callbacks=[progress, *([Shrink(config.l1)] if config.l1 else [])],
             processing_class=template.tokenizer,
         )
         # the metrics file is written before the progress line is: it adds the speed
@@ -252,13 +290,20 @@ class _Run:
         identity = f"{config.model} (weights {fingerprint[:12]})"
         how = config.reference
         if how == "auto":
-            how = "adapter" if config.finetune == "lora" else "cache"
+            how = "copy" if "token_kl" in self.objective.needs else "cache"
+            how = "adapter" if config.finetune == "lora" else how
+            how = "copy" if config.reference_every is not None else how
         reference: Reference
         match how:
             case "adapter":
                 reference = AdapterOff(scorer, identity)
             case "copy":
                 reference = FrozenCopy(model, scorer, self.precision, identity)
+                if config.reference_every is not None:
+                    trainer.add_callback(MovingReference(reference, config.reference_every, config.reference_mix))
+                    reference.identity += (
+                        f", renewed every {config.reference_every} steps (mix {config.reference_mix:g})"
+                    )
             case "cache":
                 reference = self._cached(model, scorer, trainer, identity, fingerprint)
             case _:
@@ -340,6 +385,16 @@ class _Run:
             if not disk_full(e):
                 raise
             raise CheckpointError(self.no_room(f"the model of {self.folder}")) from e
+
+    def _check_saved(self, trainer: Update, data: Prepared) -> None:
+        """Whether a score of the saved reward model depends on what stands beside the text."""
+        if not self.main:
+            return
+        pool = data.held_out or data.train
+        examples = [*_short(pool, 7), max(pool, key=lambda e: e.tokens)]
+        check = scores_stand_alone(self.folder, examples, trainer.scorer.completions(examples).score, self.precision)
+        self.card["checks"].append(check.to_json())
+        self.say(f"check: {check.name}: {check.detail}")
 
     def _compare_samples(self, probe: Probe, trainer: Update, reward: Reward | None) -> None:
         if not probe.prompts:

@@ -11,7 +11,7 @@ import torch
 from trimtab.feedback.records import Demonstration, Message
 from trimtab.logprobs.reference import adapter_off
 from trimtab.logprobs.score import Scorer, install
-from trimtab.models import load_model
+from trimtab.models import grow_vocabulary, load_model
 from trimtab.online.sample import sample
 from trimtab.prepare import Prepared
 from trimtab.report import mean_interval, paired_gain
@@ -43,7 +43,8 @@ class Probe:
         self.prompts = [(p, tuple(ids((Message("user", p),)))) for p in test_prompts]
         if not test_prompts:
             distinct = list({e.prompt: e for e in data.held_out or data.train}.values())
-            self.prompts = [(self.template.tokenizer.decode(list(e.prompt)), e.prompt) for e in distinct[:count]]
+            asked = [tuple(ids(e.record.prompt)) if self.template.opened else e.prompt for e in distinct[:count]]
+            self.prompts = [(self.template.tokenizer.decode(list(p)), p) for p in asked]
 
     def answer(self, model: Any) -> list[tuple[int, ...]]:
         """Token ids of one sampled answer per prompt."""
@@ -94,6 +95,7 @@ class Probe:
                 first = scorer.score_all(examples)[0]
         else:
             model = load_model(start, dtype=next(scorer.model.parameters()).dtype).to(policy.device)
+            grow_vocabulary(model, len(self.template.tokenizer))
             install(model, self.precision, scorer.mode)
             first = Scorer(model, scorer.mode, scorer.budget).score_all(examples)[0]
         return interval([part.sum().item() for part in (policy - first).split(lengths.tolist())])

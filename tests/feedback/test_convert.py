@@ -66,7 +66,7 @@ def test_scores_to_thumbs_counts_the_threshold_itself_as_up():
 
 def test_scores_to_rankings():
     out, account = c.scores_to_rankings([*SCORES[:3], Score(P, "d", 2.9), SCORES[3]])
-    assert out == [Ranking(P, ("a", "b", "c", "d"), (4, 1, 2, 2))]
+    assert out == [Ranking(P, ("a", "b", "c", "d"), (4, 1, 2, 2), (1.0, 3.0, 2.9, 2.9))]
     assert account.dropped == {"the only score of its prompt": 1}
 
 

@@ -14,6 +14,7 @@ from trimtab.feedback.records import (
     Prompt,
     Ranking,
     Score,
+    Solution,
     Thumb,
 )
 
@@ -98,6 +99,11 @@ LAYOUTS = [
         Demonstration(P, "a"),
     ),
     ({"question": "p", "answer": "a"}, "question and answer", Demonstration(P, "a")),
+    (
+        {"prompt": "p", "completions": ["a", "b", "c"], "labels": [True, 0, 0.25]},
+        "trl stepwise",
+        Solution(P, ("a", "b", "c"), (1.0, 0.0, 0.25)),
+    ),
     ({"prompt": "p", "domain_en": "physics", "id_": 7}, "prompt only", Prompt(P)),
     ({"Question": "p", "Best Answer1": "a", "Wrong_Answer1": "b"}, "halluqa", WIN),
 ]
@@ -116,6 +122,7 @@ def test_a_record_of_every_kind_is_read_back_as_it_was_written(tmp_path):
         [Thumb(P, "a", True), Thumb(P, "b", False)],
         [Ranking(P, ("a", "b", "c"), (1, 2, 2))],
         [Score(P, "a", 0.1), Score(P, "b", 2)],
+        [Solution(P, ("a", "b"), (1.0, 0.5)), Solution(P, ("c",), (0.0,))],
         [Demonstration((Message("system", ""), Message("user", "你好"), Message("tool", "")), "a")],
         [Prompt(P)],
     ]
@@ -237,6 +244,21 @@ def test_rankings_that_are_not_rankings(jsonl):
         "rank below 1": 1,
         'wrong type in "ranks"': 2,
         "one completion at two ranks": 1,
+    }
+
+
+def test_solutions_whose_labels_do_not_fit(jsonl):
+    row = {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]}
+    bad = [
+        {**row, "labels": [1]},
+        {**row, "labels": [1, 2]},
+        {**row, "labels": [1, -1]},
+        {**row, "completions": ["a", " "]},
+    ]
+    assert read(jsonl(row, *bad)).dropped == {
+        "labels do not fit steps": 1,
+        "label outside 0 to 1": 2,
+        "empty completion": 1,
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Thumbs
+from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Thumbs
 from trimtab.objectives.base import Objective
 
 Rows = Sequence[Sequence[float]]  # token log-probs of each completion
@@ -99,3 +99,57 @@ def softplus(x: float) -> float:
 
 def sigma(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def scored(rows: Rows, dtype: torch.dtype = torch.float64) -> Completions:
+    """Answers with the number of a reward model after each token."""
+    tokens = torch.tensor([t for r in rows for t in r], dtype=dtype, requires_grad=True)
+    nan, length = torch.full_like(tokens, torch.nan).detach(), torch.tensor([len(r) for r in rows], dtype=torch.long)
+    return Completions(nan, length, extras={"score": tokens})
+
+
+def scored_pairs(d: Sequence[float], tie: bool = False, dtype: torch.dtype = torch.float64) -> Pairs:
+    """Pairs whose scores differ by ``d``, half on either side."""
+    half = [[x / 2] for x in d]
+    return Pairs(scored(half, dtype), scored([[-x] for (x,) in half], dtype), torch.full((len(d),), tie))
+
+
+def score_gradient(objective: Objective, batch: Any, *by: Completions) -> list[list[float]]:
+    """d(sum of losses) / d(number after each token), one list per asked-for set of completions."""
+    leaves = [y._extras["score"] for y in by]
+    return [g.tolist() for g in torch.autograd.grad(objective.loss(batch).sum(), leaves)]
+
+
+def rankings(
+    answers: Sequence[Rows],
+    ranks: Sequence[Sequence[int]] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Rankings:
+    """Token log-probs of each prompt's answers, best first unless ``ranks`` say otherwise; the reference's are 0."""
+    rows = [row for prompt in answers for row in prompt]
+    y = completions(rows, [[0.0] * len(row) for row in rows], dtype)
+    prompt = torch.tensor([i for i, prompt in enumerate(answers) for _ in prompt])
+    rank = [r for i, prompt in enumerate(answers) for r in (ranks[i] if ranks else range(1, len(prompt) + 1))]
+    score = None if scores is None else torch.tensor([s for prompt in scores for s in prompt], dtype=dtype)
+    return Rankings(y, prompt, torch.tensor(rank), score)
+
+
+def rankings_of(rho: Sequence[Sequence[float]], *labels: Any, **more: Any) -> Rankings:
+    """Single-token answers with these log-ratios, one list for each prompt."""
+    return rankings([[[x] for x in prompt] for prompt in rho], *labels, **more)
+
+
+def together_as_apart(objective: Objective) -> bool:
+    """Whether prompts with 3, 2 and 4 answers cost together what each costs alone, with the same gradient."""
+    answers = [
+        [[-1.0, -0.5], [-0.3], [-2.0, -0.1, -0.4]],
+        [[-0.2], [-0.7, -1.0]],
+        [[-1.5], [-0.6, -0.6], [-0.1, -3.0], [-0.8]],
+    ]
+    ranks, scores = [[2, 1, 3], [1, 2], [4, 1, 2, 3]], [[0.5, 0.9, 0.1], [0.8, 0.3], [0.0, 1.0, 0.7, 0.2]]
+    whole = rankings(answers, ranks, scores)
+    alone = [rankings([a], [r], [s]) for a, r, s in zip(answers, ranks, scores, strict=True)]
+    slopes = [g for batch in alone for g in gradient(objective, batch, batch.y)[0]]
+    same = close(objective.loss(whole), torch.cat([objective.loss(batch) for batch in alone]))
+    return same and gradient(objective, whole, whole.y)[0] == exactly(slopes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trimtab.logprobs.reference import AdapterOff
 from trimtab.objectives.base import Objective
 from trimtab.objectives.dpo import DPO
 from trimtab.objectives.kto import KTO
+from trimtab.objectives.reward_model import RewardModel
 
 TIMES = ("runtime", "per_second", "flos")
 
@@ -28,7 +30,9 @@ TIMES = ("runtime", "per_second", "flos")
 def cases() -> Iterator[tuple[str, Objective, Callable[[], nn.Module], int]]:
     """(name, objective, what makes the model, number of examples)."""
     for objective in EVERY:
-        yield objective.name(), objective, tiny.model, 7
+        yield objective.name(), objective, partial(tiny.model_for, objective), 7
+    rewards = RewardModel(centring=0.1)
+    yield "reward_model, a process without rows", rewards, partial(tiny.model_for, rewards), 5
     for objective in (DPO(), KTO(), Sorted(), Shifted()):
         yield f"{objective.name()}, a process without rows", objective, tiny.model, 5
         yield f"{objective.name()}, adapter", objective, with_lora, 7

@@ -31,14 +31,18 @@ def pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, attend, trained
 
 
-def token_logps(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """log pi(y_t | x, y_<t) as [B, T-1], 0 where nothing is trained, and the mask that says where something is."""
+def distributions(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi(. | x, y_<t) as [B, T-1, V], the tokens that came, and 1 where they are trained, both [B, T-1]."""
     ids, attend, trained = pad(rows)
     logits = model(input_ids=ids, attention_mask=attend).logits  # [B, T, V]
     # the logits at position t speak about the token at t + 1
-    logps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
-    mask = trained[:, 1:].to(logps.dtype)
-    return logps * mask, mask
+    return logits[:, :-1].log_softmax(-1), ids[:, 1:], trained[:, 1:].to(logits.dtype)
+
+
+def token_logps(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """log pi(y_t | x, y_<t) as [B, T-1], 0 where nothing is trained, and the mask that says where something is."""
+    logp, token, mask = distributions(model, rows)
+    return logp.gather(2, token[:, :, None])[:, :, 0] * mask, mask
 
 
 def logps_of_pairs(model: Any, pairs: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,6 +73,62 @@ def todo(margin: Tensor, tie: Tensor, alpha: float) -> Tensor:
     preferred = softplus(alpha - margin)
     tied = -torch.log(torch.sigmoid(margin + alpha) - torch.sigmoid(margin - alpha))
     return torch.where(tie, tied, preferred)
+
+
+def tdpo2(policy: Any, reference: Any, pairs: Sequence[Example], beta: float, alpha: float) -> Tensor:
+    """DPO whose margin holds the rejected answer's sequential KL; the chosen one's has no gradient."""
+    rows = [(e.prompt, completion) for e in pairs for completion in e.completions]
+    logp, token, mask = distributions(policy, rows)
+    with torch.no_grad():
+        ref, _, _ = distributions(reference, rows)
+    log_ratio = ((logp - ref).gather(2, token[:, :, None])[:, :, 0] * mask).sum(1)
+    kl = ((ref.exp() * (ref - logp)).sum(2) * mask).sum(1)  # KL(ref || policy) along each answer
+    margin = log_ratio[0::2] - log_ratio[1::2] - alpha * (kl[1::2] - kl[0::2].detach())
+    return dpo(beta * margin).mean()
+
+
+def wpo(policy: Any, reference: Any, pairs: Sequence[Example], beta: float) -> Tensor:
+    """DPO weighed by how much both answers look like the policy's own samples."""
+    rows = [(e.prompt, completion) for e in pairs for completion in e.completions]
+    logp, token, mask = distributions(policy, rows)
+    with torch.no_grad():
+        ref, _ = token_logps(reference, rows)
+        typical = logp.exp().square().sum(2).log()  # the probability that a sampled token has on average
+        aligned = (((logp.gather(2, token[:, :, None])[:, :, 0] - typical) * mask).sum(1) / mask.sum(1)).exp()
+        weight = (aligned[0::2] * aligned[1::2]).clamp(max=1)
+    log_ratio = (logp.gather(2, token[:, :, None])[:, :, 0] * mask - ref).sum(1)
+    return (weight * dpo(beta * (log_ratio[0::2] - log_ratio[1::2]))).mean()
+
+
+def aot(policy: Any, reference: Any, pairs: Sequence[Example], beta: float) -> Tensor:
+    """Sorted margins of the policy against sorted margins of the reference."""
+    chosen, rejected, _, _ = logps_of_pairs(policy, pairs)
+    with torch.no_grad():
+        ref_chosen, ref_rejected, _, _ = logps_of_pairs(reference, pairs)
+    ahead = (chosen - rejected).sort().values - (ref_chosen - ref_rejected).sort().values
+    return dpo(beta * ahead).mean()
+
+
+def pairwise_cringe(policy: Any, pairs: Sequence[Example], margin: float, temperature: float) -> Tensor:
+    """NLL of the chosen and the contrast of the rejected, gated by the margin, over all tokens."""
+    rows = [(e.prompt, completion) for e in pairs for completion in e.completions]
+    logp, token, mask = distributions(policy, rows)
+    target = logp.gather(2, token[:, :, None])[:, :, 0]
+    best = logp.scatter(2, token[:, :, None], -torch.inf).max(2).values
+    nll, contrast = -(target * mask).sum(1), (torch.log(1 + torch.exp(target - best)) * mask).sum(1)
+    gate = torch.sigmoid((margin + nll[0::2] - nll[1::2]) / temperature).detach()
+    return (gate * (nll[0::2] + contrast[1::2])).sum() / mask.sum()
+
+
+def dpo_and_bco(policy: Any, reference: Any, pairs: Sequence[Example], beta: float, weight: float) -> Tensor:
+    """DPO plus a weight times BCO on both answers, the shift being that of the first batch."""
+    chosen, rejected, _, _ = logps_of_pairs(policy, pairs)
+    with torch.no_grad():
+        ref_chosen, ref_rejected, _, _ = logps_of_pairs(reference, pairs)
+    good, bad = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    shift = (good.mean() + bad.mean()).detach() / 2
+    bco = -logsigmoid(good - shift).mean() - logsigmoid(shift - bad).mean()
+    return dpo(good - bad).mean() + weight * bco
 
 
 def loss(method: str, policy: Any, reference: Any, pairs: Sequence[Example], **options: float) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,8 +27,8 @@ from tests.engine import (
     weights,
     worst,
 )
-from tests.twins import pairs, thumbs
-from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Thumb
+from tests.twins import pairs, rewards, thumbs
+from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Score, Solution, Thumb
 from trimtab.logprobs.layout import Mode
 from trimtab.logprobs.scored import Completions, Rankings
 from trimtab.objectives import methods
@@ -71,6 +72,19 @@ def plackett_luce(policy: Any, reference: Any, examples: Sequence[Example], beta
     return total / len(examples)
 
 
+def rrhf(policy: Any, examples: Sequence[Example]) -> Tensor:
+    """A hinge on mean log-probs of every pair in the wrong order, and the likelihood of the best."""
+    total = torch.zeros((), dtype=torch.float64)
+    for e in examples:
+        logps, mask = pairs.token_logps(policy, [(e.prompt, c) for c in e.completions])
+        mean, rank = logps.sum(1) / mask.sum(1), e.record.ranks  # type: ignore[attr-defined]
+        for i, j in itertools.permutations(range(len(rank)), 2):
+            if rank[i] < rank[j]:
+                total = total + torch.relu(mean[j] - mean[i])
+        total = total - logps.sum(1)[rank.index(1)]
+    return total / len(examples)
+
+
 @dataclass
 class Case:
     """A method with options, its data and its twin."""
@@ -82,13 +96,20 @@ class Case:
 
 def of_pairs(method: str, **options: float) -> Case:
     examples = tiny.examples(Comparison, 6, seed=5, ties=method == "todo")
+    if method in ("tdpo2", "wpo", "aot"):
+        return Case(methods()[method](**options), examples, lambda p, r, e: getattr(pairs, method)(p, r, e, **options))
     return Case(methods()[method](**options), examples, lambda p, r, e: pairs.loss(method, p, r, e, **options))
 
 
-def of_thumbs(**options: float) -> Case:
+def thumbs_examples() -> list[Example]:
     examples = tiny.examples(Thumb, 7, seed=1)
     # the third row answers the prompt of the second: its mismatch must skip it
     examples[2] = Example(examples[1].prompt, examples[2].completions, examples[2].record)
+    return examples
+
+
+def of_thumbs(**options: float) -> Case:
+    examples = thumbs_examples()
     return Case(methods()["kto"](**options), examples, lambda p, r, e: thumbs.kto(p, r, e, **options))
 
 
@@ -96,13 +117,23 @@ def of_demonstrations(normalise: str) -> Case:
     return Case(methods()["sft"](normalise=normalise), tiny.examples(Demonstration, 6, seed=1), lambda p, _, e: thumbs.sft(p, e, normalise))  # fmt: skip  # noqa: E501
 
 
-def of_groups() -> Case:
+def groups() -> list[Example]:
     examples = tiny.examples(Ranking, 3, k=8, seed=2)
     said = (Message("user", "?"),)
     ranks = [(3, 1, 2, 8, 7, 4, 5, 6), (1, 2, 3, 4, 5, 6, 7, 8), (8, 7, 6, 5, 4, 3, 2, 1)]
     records = [Ranking(said, tuple("abcdefgh"), r) for r in ranks]
-    examples = [Example(e.prompt, e.completions, r) for e, r in zip(examples, records, strict=True)]
-    return Case(PlackettLuce(beta=0.03), examples, lambda p, r, e: plackett_luce(p, r, e, 0.03))
+    return [Example(e.prompt, e.completions, r) for e, r in zip(examples, records, strict=True)]
+
+
+def with_strength() -> list[Example]:
+    examples = tiny.examples(Comparison, 6, seed=5)
+    return [replace(e, record=replace(e.record, strength=0.1 * i)) for i, e in enumerate(examples)]  # type: ignore[call-arg]
+
+
+def tied() -> list[Example]:
+    """Lists in which some answers share a place."""
+    shared = ((3, 1, 1, 8, 7, 3, 5, 6), (1, 2, 2, 2, 5, 6, 7, 8), (1, 1, 1, 1, 1, 1, 1, 2))
+    return [replace(e, record=replace(e.record, ranks=r)) for e, r in zip(groups(), shared, strict=True)]  # type: ignore[call-arg]
 
 
 CASES = {
@@ -112,10 +143,55 @@ CASES = {
     "simpo": of_pairs("simpo", beta=2.5, gamma_beta_ratio=0.3),
     "todo": of_pairs("todo", beta=0.05, alpha=0.4),
     "kto": of_thumbs(beta=0.05, desirable_weight=1.5, undesirable_weight=0.8),
+    "tdpo2": of_pairs("tdpo2", beta=0.05, alpha=0.4),
+    "wpo": of_pairs("wpo", beta=0.05),
+    "cringe": Case(methods()["cringe"](alpha=0.7), thumbs_examples(), lambda p, _, e: thumbs.cringe(p, e, 0.7)),
+    "offline_ppo": Case(
+        methods()["offline_ppo"](clip=0.2, value_weight=0.3, kl_weight=0.1),
+        thumbs_examples(),
+        lambda p, r, e: thumbs.offline_ppo(p, r, e, 0.2, 0.3, 0.1),
+    ),
+    "dro": Case(methods()["dro"](tau=0.3), tiny.examples(Score, 6, seed=2), lambda p, r, e: thumbs.dro(p, r, e, 0.3)),
+    "aot": of_pairs("aot", beta=0.05),
+    "pairwise_cringe": Case(
+        methods()["pairwise_cringe"](margin=1.0, temperature=3.0),
+        tiny.examples(Comparison, 6, seed=5),
+        lambda p, _, e: pairs.pairwise_cringe(p, e, 1.0, 3.0),
+    ),
+    "mpo": Case(
+        methods()["mpo"](parts="1.0 * dpo(beta=0.05) + 0.4 * bco(beta=0.05)"),
+        tiny.examples(Comparison, 6, seed=5),
+        lambda p, r, e: pairs.dpo_and_bco(p, r, e, 0.05, 0.4),
+    ),
+    "bco": Case(methods()["bco"](beta=0.05), thumbs_examples(), lambda p, r, e: thumbs.bco(p, r, e, 0.05)),
+    "apo_zero_unpaired": Case(
+        methods()["apo_zero_unpaired"](beta=0.05), thumbs_examples(), lambda p, r, e: thumbs.apo_zero(p, r, e, 0.05)
+    ),
+    "csft": Case(methods()["csft"](), thumbs_examples(), lambda p, _, e: thumbs.sft(p, e, "token")),
+    "rrhf": Case(methods()["rrhf"](), tiny.examples(Ranking, 4, k=3, seed=2), lambda p, _, e: rrhf(p, e)),
     "sft token": of_demonstrations("token"),
     "sft sequence_sum": of_demonstrations("sequence_sum"),
     "sft sequence_mean": of_demonstrations("sequence_mean"),
-    "groups of 8": of_groups(),
+    "groups of 8": Case(PlackettLuce(beta=0.03), groups(), lambda p, r, e: plackett_luce(p, r, e, 0.03)),
+    "reward_model": Case(
+        methods()["reward_model"](strength="margin", label_smoothing=0.1, centring=0.05),
+        with_strength(),
+        lambda p, _, e: rewards.bradley_terry(p, e, 0.1, 0.05),
+    ),
+    "reward_model_ties": Case(
+        methods()["reward_model_ties"](tie_probability=0.4),
+        tiny.examples(Comparison, 6, seed=5, ties=True),
+        lambda p, _, e: rewards.with_ties(p, e, 0.4),
+    ),
+    "k_wise_reward": Case(methods()["k_wise_reward"](), tied(), lambda p, _, e: rewards.k_wise(p, e)),
+    "score_model": Case(
+        methods()["score_model"](score_mean=0.5, score_std=2.0),
+        tiny.examples(Score, 6, seed=2),
+        lambda p, _, e: rewards.regression(p, e, 0.5, 2.0),
+    ),
+    "process_reward": Case(
+        methods()["process_reward"](), tiny.examples(Solution, 6, seed=0), lambda p, _, e: rewards.process(p, e)
+    ),
 }
 
 
@@ -130,10 +206,11 @@ def plain(case: Case, model: Any) -> tuple[float, dict[str, Tensor]]:
 def test_no_family_lacks_a_twin() -> None:
     """What a method learns from and what it needs decide how the engine serves it; one twin per such family."""
 
-    def family(o: Objective | type[Objective]) -> tuple[Any, ...]:
+    def family(o: Objective) -> tuple[Any, ...]:
         return o.feedback, o.needs, o.ties, o.coupled, o.has_memory()
 
-    assert {family(cls) for cls in methods().values()} <= {family(c.objective) for c in CASES.values()}
+    served = {family(c.objective) for c in CASES.values()}
+    assert [name for name, cls in methods().items() if family(cls()) not in served] == []
 
 
 def test_the_data_is_what_it_should_be() -> None:
@@ -149,7 +226,8 @@ def test_the_data_is_what_it_should_be() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_engine_equals_twin(name: str, tmp_path: Path) -> None:
-    case, model = CASES[name], tiny.model()
+    case = CASES[name]
+    model = tiny.model_for(case.objective)
     wanted = plain(case, model)
     for mode in MODES:
         trainer = engine(model, case.objective, case.examples, tmp_path, mode=mode)

@@ -38,7 +38,7 @@ def run_demo(seeds: int, output: Path, flags: dict[str, Any], command: str, cons
     output = _free(output)
     method = str(flags.get("method", "dpo"))
     data = {} if "data" in flags else demo_data(method)
-    values = {"method": method, "learning_rate": 2e-4, "batch_size": 16, "holdout": 0.05, "sample_tokens": 80, **data}
+    values = {"method": method, "learning_rate": 4e-4, "batch_size": 16, "holdout": 0.05, "sample_tokens": 80, **data}
     known = "data" not in flags
     rows = []
     for seed in range(seeds):

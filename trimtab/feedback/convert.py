@@ -119,8 +119,9 @@ def scores_to_rankings(records: Iterable[Score]) -> tuple[list[Ranking], Convers
             dropped["the only score of its prompt"] += 1
             continue
         ranks = tuple(1 + sum(other.score > record.score for other in group) for record in group)
-        out.append(Ranking(group[0].prompt, tuple(r.completion for r in group), ranks, origin=group[0].origin))
-    return out, _account(Score, Ranking, records, out, "how far apart the scores are.", dropped)
+        texts, scores = tuple(r.completion for r in group), tuple(r.score for r in group)
+        out.append(Ranking(group[0].prompt, texts, ranks, scores, origin=group[0].origin))
+    return out, _account(Score, Ranking, records, out, "nothing: the scores go along.", dropped)
 
 
 def comparisons_to_thumbs(records: Iterable[Comparison]) -> tuple[list[Thumb], Conversion]:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from trimtab.errors import FeedbackKindError
-from trimtab.feedback.records import Comparison, Demonstration, Prompt, Ranking, Record, Score, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Prompt, Ranking, Record, Score, Solution, Thumb
 
 KINDS: dict[str, type[Record]] = {
-    kind.__name__.lower(): kind for kind in (Comparison, Thumb, Ranking, Score, Demonstration, Prompt)
+    kind.__name__.lower(): kind for kind in (Comparison, Thumb, Ranking, Score, Solution, Demonstration, Prompt)
 }
 
 

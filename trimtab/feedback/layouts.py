@@ -20,6 +20,7 @@ from trimtab.feedback.records import (
     Ranking,
     Record,
     Score,
+    Solution,
     Thumb,
 )
 from trimtab.feedback.rows import Problem, Row, as_number, conversation, flag, items, need, number, reply, text
@@ -196,12 +197,24 @@ def score_list(row: Row) -> Found:
 
 
 def ranking(row: Row) -> Ranking:
-    """``prompt``, ``completions``, ``ranks``: 1 is best, equal ranks are ties."""
+    """``prompt``, ``completions``, ``ranks``: 1 is best, equal ranks are ties; ``scores`` beside them where known."""
     ranks = [as_number(rank, "ranks") for rank in items(row, "ranks")]
     if not all(rank.is_integer() for rank in ranks):
         raise Problem('wrong type in "ranks"', f'"ranks" is {ranks}, expected whole numbers. For scores use "scores".')
     completions = tuple(reply(item, "completions")[1] for item in items(row, "completions"))
-    return Ranking(prompt_column(row), completions, tuple(int(rank) for rank in ranks))
+    scores = None if row.get("scores") is None else tuple(as_number(score, "scores") for score in items(row, "scores"))
+    return Ranking(prompt_column(row), completions, tuple(int(rank) for rank in ranks), scores)
+
+
+def stepwise(row: Row) -> Solution:
+    """TRL's stepwise supervision: ``prompt``, ``completions`` that are the steps of one solution, ``labels`` of each."""
+    return _solution(row, "completions")
+
+
+def _solution(row: Row, column: str) -> Solution:
+    steps = tuple(text({column: step}, column) for step in items(row, column))
+    labels = (float(v) if isinstance(v, bool) else as_number(v, "labels") for v in items(row, "labels"))
+    return Solution(prompt_column(row), steps, tuple(labels))
 
 
 # -- demonstrations and prompts --------------------------------------------------------------------------------------
@@ -259,7 +272,8 @@ def canonical(row: Row) -> Record:
     match text(row, "kind"):
         case "comparison":
             strength = None if row.get("strength") is None else number(row, "strength")
-            return Comparison(prompt, text(row, "chosen"), text(row, "rejected"), flag(row, "tie"), strength)
+            target = None if row.get("target") is None else text(row, "target")
+            return Comparison(prompt, text(row, "chosen"), text(row, "rejected"), flag(row, "tie"), strength, target)
         case "thumb":
             need(row, "desirable")
             return Thumb(prompt, text(row, "completion"), flag(row, "desirable"))
@@ -267,6 +281,8 @@ def canonical(row: Row) -> Record:
             return ranking({**row, "completions": items(row, "ranked")})
         case "score":
             return Score(prompt, text(row, "completion"), number(row, "score"))
+        case "solution":
+            return _solution(row, "steps")
         case "demonstration":
             return Demonstration(prompt, text(row, "completion"))
         case "prompt":

@@ -124,3 +124,22 @@ class Score(Record):
     @property
     def completions(self) -> tuple[str, ...]:
         return (self.completion,)
+
+
+STEP = "\n"  # between two steps of a solution
+
+
+@dataclass(frozen=True)
+class Solution(Record):
+    """A completion in steps, each of them judged.
+
+    ``labels[i]`` is 1 where everything up to step i is right and 0 where it is not, or the share of attempts that went on
+    from there and came out right.
+    """
+
+    steps: tuple[str, ...]
+    labels: tuple[float, ...]
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        return (STEP.join(self.steps),)

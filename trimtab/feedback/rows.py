@@ -18,6 +18,7 @@ from trimtab.feedback.records import (
     Ranking,
     Record,
     Score,
+    Solution,
     Thumb,
 )
 
@@ -166,6 +167,8 @@ def check(record: Record) -> Record:
         case Comparison():
             _finite(strength=record.strength)
             _not_empty(chosen=record.chosen, rejected=record.rejected)
+            if record.target is not None:
+                _not_empty(target=record.target)
             if not record.tie and record.chosen.strip() == record.rejected.strip():
                 raise identical(record.chosen)
         case Thumb() | Demonstration():
@@ -175,6 +178,8 @@ def check(record: Record) -> Record:
             _not_empty(completion=record.completion)
         case Ranking():
             _check_ranking(record)
+        case Solution():
+            _check_solution(record)
         case Prompt():
             pass
         case _:
@@ -214,6 +219,13 @@ def _check_ranking(record: Ranking) -> None:
             f"there are {len(record.ranked)} completions and {len(record.ranks)} ranks. "
             "A ranking needs two or more completions and one rank for each.",
         )
+    if record.scores is not None and len(record.scores) != len(record.ranked):
+        raise Problem(
+            "scores do not fit completions",
+            f"there are {len(record.ranked)} completions and {len(record.scores)} scores. Give one score for each.",
+        )
+    for score in record.scores or ():
+        _finite(scores=score)
     if min(record.ranks) < 1:
         raise Problem("rank below 1", f"the lowest rank is {min(record.ranks)}. Ranks count from 1, the best.")
     places: dict[str, int] = {}
@@ -221,4 +233,20 @@ def _check_ranking(record: Ranking) -> None:
         if places.setdefault(completion.strip(), rank) != rank:
             raise Problem(
                 "one completion at two ranks", "the same completion has two different ranks. Keep one of them."
+            )
+
+
+def _check_solution(record: Solution) -> None:
+    for step in record.steps:
+        _not_empty(steps=step)
+    if len(record.steps) != len(record.labels) or not record.steps:
+        raise Problem(
+            "labels do not fit steps",
+            f"there are {len(record.steps)} steps and {len(record.labels)} labels. Give one label for each step.",
+        )
+    for label in record.labels:
+        if not 0 <= label <= 1:
+            raise Problem(
+                "label outside 0 to 1",
+                f'"labels" holds {label:g}. A step is right (1), wrong (0), or right in that share of attempts.',
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trimtab.feedback import layouts, published, split
 from trimtab.feedback.kinds import KINDS
 from trimtab.feedback.labels import PAIR, PAIR_LABEL, THUMB, THUMB_LABEL, Label
-from trimtab.feedback.records import Comparison, Demonstration, Prompt, Ranking, Record, Score, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Prompt, Ranking, Record, Score, Solution, Thumb
 from trimtab.feedback.rows import Row
 
 IMPLICIT = "trl preference, implicit prompt"
@@ -82,7 +82,8 @@ SHAPES: tuple[Shape, ...] = (
         Record,
         layouts.canonical,
         _named("kind", "prompt"),
-        ("completion", "chosen", "rejected", "tie", "strength", "desirable", "ranked", "ranks", "score"),
+        ("completion", "chosen", "rejected", "tie", "strength", "target", "desirable", "ranked", "ranks", "scores")
+        + ("score", "steps", "labels"),
         fits=lambda row: row.get("kind") in KINDS,
     ),
     # pairs
@@ -179,6 +180,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape("messages score", Score, layouts.messages_score, _named("messages", score=("score", "reward"))),
     Shape("score list", Score, layouts.score_list, _named("prompt", "completions", "scores")),
     Shape("ranking", Ranking, layouts.ranking, _named("prompt", "completions", "ranks")),
+    Shape("trl stepwise", Solution, layouts.stepwise, _named("prompt", "completions", "labels")),
     # demonstrations and prompts
     Shape("trl prompt and completion", Demonstration, layouts.demonstration, _named("prompt", "completion")),
     Shape("messages", Demonstration, layouts.messages_demonstration, _named("messages")),

@@ -81,7 +81,8 @@ class Layout:
         input_ids, position_ids: [R, T].
         attention_mask: [R, T], only where padded.
         blocks: groups in the packed row, empty where padded.
-        predict: [N] index into the R*T hidden states: the one that predicts each completion token.
+        predict: [N] index into the R*T hidden states: the one that predicts each completion token, or, closed, the one
+            after it.
         target: [N] the completion tokens.
         length: [B] completion tokens of each completion.
     """
@@ -99,37 +100,38 @@ class Layout:
         return Layout(**moved)
 
 
-def lay_out(examples: Sequence[Example], mode: Mode) -> Layout:
-    """Lay examples out for a model. The last token of a completion predicts nothing, so it is not fed."""
+def lay_out(examples: Sequence[Example], mode: Mode, closed: bool = False) -> Layout:
+    """Lay examples out for a model. The last token of a completion predicts nothing, so it is not fed, unless the layout
+    is ``closed``: there the state after every token is read, as a reward model does."""
     if mode == "padded":
-        return _padded(examples)
+        return _padded(examples, closed)
     ids: list[int] = []
     predict: list[int] = []
     blocks: list[Block] = []
     for e in examples:
         for group in [e.completions] if mode == "shared" else [(c,) for c in e.completions]:
-            block = Block(len(ids), len(e.prompt), [len(c) - 1 for c in group])
+            fed = [c if closed else c[:-1] for c in group]
+            blocks.append(Block(len(ids), len(e.prompt), [len(c) for c in fed]))
             ids.extend(e.prompt)
-            last = len(ids) - 1
-            for c in group:
-                predict += [last, *range(len(ids), len(ids) + len(c) - 1)]
-                ids.extend(c[:-1])
-            blocks.append(block)
+            before = [] if closed else [len(ids) - 1]
+            for c in fed:
+                predict += [*before, *range(len(ids), len(ids) + len(c))]
+                ids.extend(c)
     positions = torch.cat([b.positions() for b in blocks])
     return Layout(torch.tensor([ids]), positions[None], None, blocks, torch.tensor(predict), *_targets(examples))
 
 
-def _padded(examples: Sequence[Example]) -> Layout:
-    rows = [(e.prompt, c) for e in examples for c in e.completions]
-    width = max(len(p) + len(c) - 1 for p, c in rows)
+def _padded(examples: Sequence[Example], closed: bool) -> Layout:
+    rows = [(e.prompt, c if closed else c[:-1]) for e in examples for c in e.completions]
+    width = max(len(p) + len(c) for p, c in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     predict: list[int] = []
     for r, (p, c) in enumerate(rows):
-        n = len(p) + len(c) - 1
-        input_ids[r, :n] = torch.tensor([*p, *c[:-1]])
+        n = len(p) + len(c)
+        input_ids[r, :n] = torch.tensor([*p, *c])
         attention_mask[r, :n] = 1
-        predict.extend(range(r * width + len(p) - 1, r * width + n))
+        predict.extend(range(r * width + len(p) - (not closed), r * width + n))
     positions = torch.arange(width).expand(len(rows), width)
     return Layout(input_ids, positions, attention_mask, [], torch.tensor(predict), *_targets(examples))
 
@@ -139,7 +141,7 @@ def _targets(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     return torch.tensor(list(chain.from_iterable(completions))), torch.tensor([len(c) for c in completions])
 
 
-def cost(example: Example, mode: Mode) -> int:
+def cost(example: Example, mode: Mode, closed: bool = False) -> int:
     """Tokens that the example puts into the model: what the token budget counts."""
-    fed = sum(len(c) - 1 for c in example.completions)
+    fed = sum(len(c) - (not closed) for c in example.completions)
     return len(example.prompt) * (1 if mode == "shared" else len(example.completions)) + fed

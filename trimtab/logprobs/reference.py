@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import CacheError
 from trimtab.logprobs.cache import LogpCache
+from trimtab.logprobs.extras import Distribution
 from trimtab.logprobs.layout import Mode
 from trimtab.logprobs.score import Scorer, install, uninstalled
 from trimtab.tokens.batch import Example, completion_keys
@@ -27,6 +28,10 @@ class Reference(Protocol):
         """[N] token log-probs, completions end to end in the examples' order, without a graph."""
         ...
 
+    def distribution(self, examples: Sequence[Example]) -> Distribution:
+        """Its whole distributions at the completion tokens of one microbatch."""
+        ...
+
 
 class FrozenCopy:
     """A second model in memory. Costs its weights; serves everything."""
@@ -34,9 +39,22 @@ class FrozenCopy:
     def __init__(self, model: nn.Module, scorer: Scorer, precision: torch.dtype, identity: str) -> None:
         self.scorer = Scorer(frozen_copy(model, precision, scorer.mode), scorer.mode, scorer.budget)
         self.identity = f"frozen copy of {identity}"
+        self.moved = False
 
     def logps(self, examples: Sequence[Example]) -> Tensor:
         return self.scorer.score_all(examples)[0]
+
+    def distribution(self, examples: Sequence[Example]) -> Distribution:
+        return self.scorer.distribution(examples)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in self.scorer.model.named_parameters()}
+
+    def move(self, model: nn.Module, mix: float) -> None:
+        """Go ``mix`` of the way to ``model`` in every weight, 1 all of it."""
+        mine, theirs, self.moved = self.weights(), {n: p.detach() for n, p in model.named_parameters()}, True
+        for name, weight in mine.items():
+            weight.copy_(theirs[name] if mix == 1 else torch.lerp(weight, theirs[name].to(weight), mix))
 
 
 def frozen_copy(model: nn.Module, precision: torch.dtype, mode: Mode) -> nn.Module:
@@ -59,6 +77,16 @@ class AdapterOff:
         with adapter_off(self.scorer.model):
             return self.scorer.score_all(examples)[0]
 
+    def distribution(self, examples: Sequence[Example]) -> Distribution:
+        with adapter_off(self.scorer.model):
+            found = self.scorer.distribution(examples)
+
+        def logits(hidden: Tensor) -> Tensor:
+            with adapter_off(self.scorer.model):  # the head may have an adapter too
+                return found.logits(hidden)
+
+        return Distribution(found.hidden, logits)
+
 
 def adapter_off(model: nn.Module) -> AbstractContextManager[None]:
     """peft's ``disable_adapter`` under whatever wraps the model; does nothing for a model without adapter."""
@@ -77,6 +105,12 @@ class Cached:
 
     def logps(self, examples: Sequence[Example]) -> Tensor:
         return self.cache.get([k for e in examples for k in completion_keys(e)])
+
+    def distribution(self, examples: Sequence[Example]) -> Distribution:
+        raise CacheError(
+            "the reference cache holds the log-prob of each token, not the whole distribution that this method needs: "
+            "use reference: copy, or adapter with LoRA."
+        )
 
     def fill(self, examples: Sequence[Example], live: Reference, shard: int = 512) -> int:
         """Score what is missing with a live reference; returns how many completions that were."""

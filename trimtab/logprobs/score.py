@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trimtab.errors import ModelError
 from trimtab.logprobs import attention
 from trimtab.logprobs.chunk import token_logps
+from trimtab.logprobs.critic import NAME as CRITIC
+from trimtab.logprobs.critic import critic_of
+from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
 from trimtab.logprobs.layout import Layout, Mode, cost, lay_out
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
@@ -29,7 +31,7 @@ ON_THE_INTERFACE = frozenset({
     "mistral", "mixtral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 })  # fmt: skip
 STOCK = "_trimtab_stock_attention"  # what the model attended with before: not every model has sdpa
-ROWS_OTHER_HEAD = 256  # rows per chunk where the head is not a plain linear layer
+PRECISION = "_trimtab_precision"
 
 
 def base_model(model: nn.Module) -> Any:
@@ -40,14 +42,20 @@ def base_model(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def reward_head(model: nn.Module) -> nn.Module | None:
+    """What turns a hidden state into a reward, ``score`` in transformers; None for a language model."""
+    return getattr(base_model(model), "score", None)
+
+
 def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
     """Teach ``model.forward`` the keyword ``trimtab`` and, where the layout needs it, set our attention function."""
     base = base_model(model)
     uninstall(model)
     plain = model.forward
+    setattr(base, PRECISION, precision)
 
-    def forward(*args: Any, trimtab: Layout | None = None, **kwargs: Any) -> Any:
-        return plain(*args, **kwargs) if trimtab is None else _completion_logps(base, trimtab, precision)
+    def forward(*args: Any, trimtab: Layout | None = None, extras: Extras | None = None, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs) if trimtab is None else _completion_logps(base, trimtab, precision, extras)
 
     model.forward = forward
     if mode != "padded":
@@ -66,15 +74,20 @@ def uninstall(model: nn.Module) -> None:
 @contextmanager
 def uninstalled(model: nn.Module) -> Iterator[None]:
     """The model as transformers loaded it while this lasts: to copy it, to save it."""
-    forward, attending = vars(model).get("forward"), base_model(model).config._attn_implementation
+    base = base_model(model)
+    forward, attending, critic = vars(model).get("forward"), base.config._attn_implementation, critic_of(base)
     uninstall(model)
+    if critic is not None:
+        delattr(base, CRITIC)
     try:
         yield
     finally:
+        if critic is not None:
+            base.add_module(CRITIC, critic)
         if forward is not None:
             model.forward = forward
         if attending == attention.NAME:
-            base_model(model).set_attn_implementation(attending)
+            base.set_attn_implementation(attending)
 
 
 @contextmanager
@@ -105,33 +118,61 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             model.train()
 
 
-def _completion_logps(base: Any, layout: Layout, precision: torch.dtype) -> Tensor:
-    """[N] log-probs of the completion tokens of one laid-out microbatch."""
-    decoder = getattr(base, base.base_model_prefix)
+def _completion_logps(base: Any, layout: Layout, precision: torch.dtype, extras: Extras | None = None) -> Tensor:
+    """[N] log-probs of the completion tokens of one laid-out microbatch; [N, 1 + extras] where extras are asked for.
+
+    A reward model has no log-probs: [N, 2], NaN and its number after each token."""
+    if (rewards := reward_head(base)) is not None:
+        states = _states(getattr(base, base.base_model_prefix), layout, precision)
+        # rounded to 8 bits, two good answers would often have the same reward
+        score = rewards(states.to(next(rewards.parameters()).dtype))[:, 0]
+        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        return torch.stack([torch.full_like(score, torch.nan), score], 1)
+    hidden = _hidden(getattr(base, base.base_model_prefix), layout, precision)
+    if extras is not None:
+        found = columns(hidden, layout.target, logits_of(base, precision), extras)
+        if not extras.value:
+            return found
+        critic = critic_of(base)
+        assert critic is not None
+        states = hidden.detach() if critic.trunk is None else _hidden(critic.trunk, layout, precision)
+        return torch.cat([found, critic(states)[:, None].to(found.dtype)], 1)
+    head, (scale, softcap) = base.get_output_embeddings(), _logit_shape(base.config)
+    if type(head) is nn.Linear:
+        return token_logps(hidden, head.weight, layout.target, bias=head.bias, scale=scale, softcap=softcap)
+    # a head with an adapter or a trained copy (peft): rows at a time, recomputed in the backward
+    return columns(hidden, layout.target, logits_of(base, precision), Extras(()))[:, 0]
+
+
+def _hidden(decoder: nn.Module, layout: Layout, precision: torch.dtype) -> Tensor:
+    """[N, H] the hidden states that predict the completion tokens, in the precision of the head's product."""
+    hidden = _states(decoder, layout, precision)
+    return hidden.to(precision) if precision in (torch.bfloat16, torch.float16) else hidden
+
+
+def _states(decoder: nn.Module, layout: Layout, precision: torch.dtype) -> Tensor:
+    """[N, H] the hidden states that the layout reads, as the decoder gives them."""
     low = precision in (torch.bfloat16, torch.float16)
     extra = {"trimtab_blocks": layout.blocks} if layout.blocks else {"attention_mask": layout.attention_mask}
     with torch.autocast(layout.input_ids.device.type, dtype=precision if low else None, enabled=low):
         hidden = decoder(
             input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **extra
         ).last_hidden_state
-    hidden = hidden.flatten(0, 1).index_select(0, layout.predict)
-    if low:
-        hidden = hidden.to(precision)
+    return hidden.flatten(0, 1).index_select(0, layout.predict)
+
+
+def logits_of(base: Any, precision: torch.dtype) -> Logits:
+    """hidden states [n, H] -> logits [n, V] as the model would give them, in at least float32."""
     head, (scale, softcap) = base.get_output_embeddings(), _logit_shape(base.config)
-    if type(head) is nn.Linear:
-        return token_logps(hidden, head.weight, layout.target, bias=head.bias, scale=scale, softcap=softcap)
-    # a head with an adapter or a trained copy (peft): rows at a time, recomputed in the backward
-    parts = zip(hidden.split(ROWS_OTHER_HEAD), layout.target.split(ROWS_OTHER_HEAD), strict=True)
-    with torch.autocast(hidden.device.type, dtype=precision if low else None, enabled=low):
-        return torch.cat([checkpoint(_other_head, head, h, t, scale, softcap, use_reentrant=False) for h, t in parts])
+    low = precision in (torch.bfloat16, torch.float16)
 
+    def logits(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, dtype=precision if low else None, enabled=low):
+            found = head(hidden)
+        found = found.to(torch.promote_types(found.dtype, torch.float32)) * scale
+        return softcap * torch.tanh(found / softcap) if softcap else found
 
-def _other_head(head: nn.Module, hidden: Tensor, target: Tensor, scale: float, softcap: float) -> Tensor:
-    logits = head(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    return logits
 
 
 def _logit_shape(config: Any) -> tuple[float, float]:
@@ -158,14 +199,34 @@ class Scorer:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def closed(self) -> bool:
+        """Whether the state after the last token is read too: there stands the number of a reward model."""
+        return reward_head(self.model) is not None
+
     def microbatches(self, examples: Sequence[Example]) -> list[list[int]]:
         """Indices of the examples, cut so that each part fits the budget."""
-        return fill([cost(e, self.mode) for e in examples], self.budget)
+        return fill([cost(e, self.mode, self.closed) for e in examples], self.budget)
 
     def score(self, examples: Sequence[Example], model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """([N] token log-probs, [B] lengths) of one microbatch, with a graph where gradients are on."""
-        layout = lay_out(examples, self.mode).to(self.device)
+        """([N] token log-probs, [B] lengths) of one microbatch, with a graph where gradients are on.
+
+        A reward model gives [N, 2]: NaN, and its number after each token."""
+        layout = lay_out(examples, self.mode, self.closed).to(self.device)
         return (model or self.model)(trimtab=layout), layout.length
+
+    def columns(self, examples: Sequence[Example], extras: Extras, model: nn.Module | None = None) -> Tensor:
+        """[N, 1 + extras] of one microbatch: the log-probs and what else was asked for."""
+        layout = lay_out(examples, self.mode).to(self.device)
+        return (model or self.model)(trimtab=layout, extras=extras)  # type: ignore[no-any-return]
+
+    def distribution(self, examples: Sequence[Example]) -> Distribution:
+        """This model's next-token distributions at the completion tokens of one microbatch, without a graph."""
+        base, layout = base_model(self.model), lay_out(examples, self.mode).to(self.device)
+        precision = getattr(base, PRECISION)
+        with evaluating(self.model):
+            decoder = getattr(base, base.base_model_prefix)
+            return Distribution(_hidden(decoder, layout, precision), logits_of(base, precision))
 
     def score_all(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """The same for any number of examples, without a graph and with dropout off."""
@@ -178,8 +239,13 @@ class Scorer:
         return torch.cat(logps), torch.cat(lengths)
 
     def completions(self, examples: Sequence[Example]) -> Completions:
-        """Policy log-probs alone, as an objective would see them."""
-        return Completions(*self.score_all(examples))
+        """The policy's log-probs alone, or the numbers of a reward model, as an objective would see them."""
+        found, length = self.score_all(examples)
+        return (
+            Completions(found[:, 0], length, extras={"score": found[:, 1]})
+            if self.closed
+            else Completions(found, length)
+        )
 
 
 # --- does the layout hold for this model? -----------------------------------------------------------------------------
@@ -209,6 +275,7 @@ def choose_layout(
         why.append(f'model type "{kind}" is not known to keep packed completions apart')
         ladder = [m for m in ladder if m == "padded"]
     tolerance = token_tolerance or {torch.float64: 1e-9, torch.float32: 1e-3}.get(base.dtype, 0.25)
+    what, unit = ("scores", "of the score") if reward_head(model) is not None else ("log-probs", "nats per token")
     for mode in ladder:
         try:
             worst, gradient = _compare(model, examples, mode)
@@ -217,14 +284,14 @@ def choose_layout(
             continue
         ok = worst <= tolerance and gradient <= 100 * tolerance
         detail = (
-            f"{mode} = plain forward on {len(examples)} rows: largest difference {worst:.1e} nats per token, "
+            f"{mode} = plain forward on {len(examples)} rows: largest difference {worst:.1e} {unit}, "
             f"relative gradient difference {gradient:.1e}"
         )
         if ok:
             return LayoutChoice(mode, "; ".join(why) or None, detail)
         why.append(f"{detail} (allowed {tolerance:.0e})")
     raise ModelError(
-        f'No layout gives this model\'s own log-probs (model type "{kind}"): {"; ".join(why)}. '
+        f'No layout gives this model\'s own {what} (model type "{kind}"): {"; ".join(why)}. '
         "Report the model type; until then this model cannot be trained safely."
     )
 
@@ -239,8 +306,7 @@ def _compare(model: nn.Module, examples: Sequence[Example], mode: Mode) -> tuple
         plain = torch.cat([_plain(model, e) for e in examples])
         expected = torch.autograd.grad(plain.sum(), weights, allow_unused=True) if weights else ()
         install(model, base_model(model).dtype, mode)
-        layout = lay_out(examples, mode).to(plain.device)
-        ours = model(trimtab=layout)
+        ours = _laid_out(model, examples, mode)
         got = torch.autograd.grad(ours.sum(), weights, allow_unused=True) if weights else ()
     finally:
         uninstall(model)
@@ -250,7 +316,16 @@ def _compare(model: nn.Module, examples: Sequence[Example], mode: Mode) -> tuple
         if a is not None:
             norm += a.double().pow(2).sum().item()
             difference += (a - (b if b is not None else 0)).double().pow(2).sum().item()
-    return (ours - plain).abs().max().item(), (difference / max(norm, 1e-30)) ** 0.5
+    scale = plain.detach().abs().max().clamp(min=1).item() if reward_head(model) is not None else 1.0
+    return (ours - plain).abs().max().item() / scale, (difference / max(norm, 1e-30)) ** 0.5
+
+
+def _laid_out(model: nn.Module, examples: Sequence[Example], mode: Mode) -> Tensor:
+    """What the layout gives: [N] log-probs, or [B] scores of a reward model."""
+    closed = reward_head(model) is not None
+    layout = lay_out(examples, mode, closed).to(next(model.parameters()).device)
+    found: Tensor = model(trimtab=layout)
+    return found[layout.length.cumsum(0) - 1, 1] if closed else found
 
 
 def _plain(model: nn.Module, example: Example) -> Tensor:
@@ -259,7 +334,11 @@ def _plain(model: nn.Module, example: Example) -> Tensor:
     parts = []
     for c in example.completions:
         ids = torch.tensor([[*example.prompt, *c]], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(example.prompt) - 1 : -1]
+        logits = model(input_ids=ids, use_cache=False).logits[0]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if logits.ndim == 1:  # a reward model: one number, at the last token that is no padding
+            parts.append(logits)
+            continue
+        logits = logits[len(example.prompt) - 1 : -1]
         parts.append(logits.log_softmax(-1).gather(1, ids[0, len(example.prompt) :, None])[:, 0])
     return torch.cat(parts)

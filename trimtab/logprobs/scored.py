@@ -9,22 +9,23 @@ Shapes: B completions, N completion tokens of all of them end to end (no padding
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from trimtab.errors import NeedError
-from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Solution, Thumb
 from trimtab.tokens.batch import Example
-
 
 # quantities of the policy's whole distribution at each completion token, computed inside the chunked head
 EXTRAS = {
     "token_kl": "KL(pi_ref(.|x, y_<t) || pi(.|x, y_<t)) in nats, differentiable",
     "collision": "log sum_v pi(v|x, y_<t)^2, without a graph",
     "rival": "log pi(s|x, y_<t) of a token s drawn from the policy's k likeliest but for y_t, differentiable",
+    "value": "V(x, y_<t), what the critic expects before each token, differentiable",
+    "score": "the reward model's number after each token, differentiable",
 }
 
 
@@ -38,6 +39,8 @@ class Completions:
         length: [B] integer number of tokens per completion; ``length.sum() == N``.
         ref_token_logps: [N], the same under the reference; ``None`` where it was not asked for.
         extras: need -> [N], quantities of the whole distribution at each token (:data:`EXTRAS`) that were declared.
+        held: [N], what :meth:`detach` gives; the policy's own log-probs where it is None. Only a check of gradients by
+            finite differences needs another: there the policy moves and constants must not.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Completions:
         length: Tensor,
         ref_token_logps: Tensor | None = None,
         extras: Mapping[str, Tensor] | None = None,
+        held: Tensor | None = None,
     ) -> None:
         if token_logps.ndim != 1 or length.ndim != 1:
             raise ValueError(
@@ -54,7 +58,7 @@ class Completions:
         if ref_token_logps is not None and ref_token_logps.shape != token_logps.shape:
             raise ValueError(f"reference {tuple(ref_token_logps.shape)} and policy {tuple(token_logps.shape)} differ")
         self._token_logps, self._length, self._ref = token_logps, length, ref_token_logps
-        self._extras = dict(extras or {})
+        self._extras, self._held = dict(extras or {}), held
         self.used: set[str] = set()  # which needs were read; views share it, ``check_objective`` compares it
 
     def __len__(self) -> int:
@@ -104,6 +108,31 @@ class Completions:
             return tokens  # segment_reduce refuses to have no segments
         return torch.segment_reduce(tokens, "sum", lengths=self._length, axis=0)
 
+    def discounted(self, tokens: Tensor, rate: float) -> Tensor:
+        """[N] -> [N]: s_t = x_t + rate * s_{t+1} within each completion (rewards to go; GAE from its errors)."""
+        if not len(tokens):
+            return tokens
+        owner, place = self.owner, self.position
+        table = tokens.new_zeros(len(self), int(self._length.max())).index_put((owner, place), tokens)
+        running, found = torch.zeros_like(table[:, 0]), []
+        for t in reversed(range(table.shape[1])):
+            running = table[:, t] + rate * running
+            found.append(running)
+        return torch.stack(found[::-1], 1)[owner, place]
+
+    def following(self, tokens: Tensor) -> Tensor:
+        """[N] -> [N]: the quantity at the next token of the same completion, 0 after its last."""
+        ends = torch.zeros_like(tokens, dtype=torch.bool).index_fill(0, self._length.cumsum(0) - 1, True)
+        return tokens.roll(-1).masked_fill(ends, 0)
+
+    def first(self, tokens: Tensor) -> Tensor:
+        """[N] -> [B]: a per-token quantity at each completion's first token."""
+        return tokens[self._length.cumsum(0) - self._length]
+
+    def last(self, tokens: Tensor) -> Tensor:
+        """[N] -> [B]: a per-token quantity at each completion's last token."""
+        return tokens[self._length.cumsum(0) - 1]
+
     @property
     def logp(self) -> Tensor:
         """[B] log pi(y|x), summed over tokens."""
@@ -130,6 +159,11 @@ class Completions:
         # the difference is taken token by token: small numbers are summed, not large ones subtracted
         return self.sum(self.token_log_ratios)
 
+    @property
+    def score(self) -> Tensor:
+        """[B] the reward model's number at the last token; needs ``score``."""
+        return self.last(self.extra("score"))
+
     def take(self, rows: Tensor) -> Completions:
         """The completions at ``rows`` ([M] integer), in that order."""
         length = self._length[rows]
@@ -139,17 +173,31 @@ class Completions:
         tokens = torch.repeat_interleave(starts, length) + inside
         ref = None if self._ref is None else self._ref[tokens]
         extras = {name: values[tokens] for name, values in self._extras.items()}
-        taken = Completions(self._token_logps[tokens], length, ref, extras)
+        held = None if self._held is None else self._held[tokens]
+        taken = Completions(self._token_logps[tokens], length, ref, extras, held)
         taken.used = self.used
         return taken
+
+    def then(self, other: Completions) -> Completions:
+        """These completions and the others after them."""
+        ref = None if self._ref is None or other._ref is None else torch.cat([self._ref, other._ref])
+        extras = {k: torch.cat([v, other._extras[k]]) for k, v in self._extras.items()}
+        logps, length = (torch.cat([self._token_logps, other._token_logps]), torch.cat([self._length, other._length]))
+        held = None if self._held is None or other._held is None else torch.cat([self._held, other._held])
+        joined = Completions(logps, length, ref, extras, held)
+        joined.used = self.used
+        return joined
 
     def with_policy(self, token_logps: Tensor) -> Completions:
         """The same completions with other policy log-probs (a leaf to differentiate by, or the reference's own)."""
         return Completions(token_logps, self._length, self._ref, self._extras)
 
     def detach(self) -> Completions:
-        """The same numbers without a graph."""
-        return self.with_policy(self._token_logps.detach())
+        """The same numbers as constants: what a loss stops the gradient of is computed from these."""
+        still = self.with_policy(self._token_logps.detach() if self._held is None else self._held)
+        still._extras = {name: values.detach() for name, values in self._extras.items()}
+        still.used = self.used
+        return still
 
 
 @dataclass(frozen=True)
@@ -227,6 +275,24 @@ class Pairs(View):
         """[R] what each row is regularised towards."""
         return self.chosen if self.targets is None else self.targets
 
+    def seen_as(self, view: type[View], prefix: str = "", memory: Mapping[str, Tensor] | None = None) -> Any:
+        """These pairs as another view: thumbs (all chosen up, then all rejected down) or demonstrations (the chosen).
+
+        ``prefix``: the part of the memory (default: this batch's) that the view sees, without the prefix.
+        """
+        memory = self.memory if memory is None else memory
+        mine = {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+        around = None if self.around is None else self.around.seen_as(view)
+        more: dict[str, Any] = {"memory": mine, "around": around, "learning": self.learning}
+        if view is Pairs:
+            return replace(self, **more)
+        if view is Demonstrations:
+            return Demonstrations(self.chosen, **more)
+        if view is Thumbs:
+            up = torch.arange(2 * len(self), device=self.tie.device) < len(self)
+            return Thumbs(self.chosen.then(self.rejected), up, **more)
+        raise NeedError(f"pairs cannot be seen as {view.__name__.lower()}")
+
     def __len__(self) -> int:
         return len(self.tie)
 
@@ -295,3 +361,47 @@ class Rankings(View):
         place = torch.arange(len(self.prompt), device=values.device) - (count.cumsum(0) - count)[self.prompt]
         out = values.new_full((len(self), int(count.max()) if len(count) else 0), fill)
         return out.index_put((self.prompt, place), values)
+
+
+@dataclass(frozen=True)
+class Scores(View):
+    """R completions, each with a number: ``score`` [R], higher is better, in the judge's own unit."""
+
+    record = Score
+    y: Completions
+    score: Tensor
+
+    @classmethod
+    def of(cls, y: Completions, examples: Sequence[Example], **more: Any) -> Self:
+        score = [e.record.score for e in examples]  # type: ignore[attr-defined]
+        return cls(y, torch.tensor(score, device=y.length.device, dtype=y.length.dtype), **more)
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+@dataclass(frozen=True)
+class Solutions(View):
+    """R completions in steps: ``at`` [S] the token that ends each judged step, ``row`` [S] whose step it is, and ``label``
+    [S] how right everything up to there is, from 0 to 1."""
+
+    record = Solution
+    y: Completions
+    at: Tensor
+    row: Tensor
+    label: Tensor
+
+    @classmethod
+    def of(cls, y: Completions, examples: Sequence[Example], **more: Any) -> Self:
+        device, starts = y.length.device, (y._length.cumsum(0) - y._length).tolist()
+        judged = [(i, start + m) for i, (e, start) in enumerate(zip(examples, starts, strict=True)) for m in e.marks]
+        label = [v for e in examples for v in e.record.labels[: len(e.marks)]]  # type: ignore[attr-defined]
+        row, at = torch.tensor(judged, device=device, dtype=torch.long).view(-1, 2).unbind(1)
+        return cls(y, at, row, torch.tensor(label, device=device, dtype=y.length.dtype), **more)
+
+    def sum(self, steps: Tensor) -> Tensor:
+        """[S] -> [R]: sum a quantity of each judged step over each completion."""
+        return steps.new_zeros(len(self)).index_add(0, self.row, steps)
+
+    def __len__(self) -> int:
+        return len(self.y)

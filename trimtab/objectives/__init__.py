@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
+import re
 from functools import cache
 
 from trimtab.errors import ConfigError, nearest
-from trimtab.objectives.base import Objective, option
+from trimtab.objectives.base import Objective, option, typed
 
-__all__ = ["Objective", "methods", "objective_class", "option"]
+__all__ = ["Objective", "methods", "objective_class", "option", "weighted_sum"]
 
 
 @cache
@@ -31,3 +33,20 @@ def objective_class(name: str) -> type[Objective]:
     if name not in known:
         raise ConfigError(f'There is no method "{name}".{nearest(name, list(known))} Known: {", ".join(known)}.')
     return known[name]
+
+
+def weighted_sum(text: str) -> list[tuple[float, Objective]]:
+    """``0.8 * dpo(beta=0.2) + 1 * sft`` as weights and methods; :class:`ConfigError` where it is not such a sum."""
+    found = [re.fullmatch(r"([\d.]+) \* (\w+)(?:\((.*)\))?", term.strip()) for term in re.split(r"\+(?![^(]*\))", text)]
+    if not all(found):
+        raise ConfigError(f'parts is "{text}"; expected a sum such as "0.8 * dpo(beta=0.1) + 1 * sft".')
+    return [(float(m[1]), _method(m[2], m[3] or "")) for m in found if m]
+
+
+def _method(name: str, options: str) -> Objective:
+    cls, given = objective_class(name), dict(re.findall(r"(\w+)\s*=\s*([^,\s]+)", options))
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for option_name in given:
+        if option_name not in known:
+            raise ConfigError(f"{name} has no option {option_name}; known: {', '.join(known)}.")
+    return cls(**{k: typed(cls, known[k], v) for k, v in given.items()})

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "source": source, **bounds})
 
 
+WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+
+
 @dataclass(frozen=True)
 class Objective(ABC):
     """Base of all methods. Subclasses are frozen dataclasses whose fields are the hyperparameters.
@@ -42,7 +45,8 @@ class Objective(ABC):
     Class attributes:
         feedback: the view it learns from (``Pairs``, ``Thumbs``, ...).
         needs: quantities beyond the policy's log-probs: ``reference``, ``mismatched``, or one of
-            :data:`trimtab.logprobs.scored.EXTRAS`. Reading what is not declared raises, declaring what is not read fails :func:`trimtab.objectives.check.check_objective`.
+            :data:`trimtab.logprobs.scored.EXTRAS`. Reading what is not declared raises, declaring what is not read
+            fails :func:`trimtab.objectives.check.check_objective`.
         coupled: True where one example's loss depends on other examples of the batch through the policy's
             log-probs, so that microbatches must be scored together before they are differentiated.
         ties: True where the method learns from ties; others refuse them.
@@ -53,6 +57,15 @@ class Objective(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     coupled: ClassVar[bool] = False
     ties: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False  # bad rows count by their weight, which match_prompts computes
+    critic: ClassVar[Literal["head", "network"]] = (
+        "head"  # what gives ``value``: a head on the policy, or its own network
+    )
+    rivals: ClassVar[int] = 1  # how many of the likeliest tokens the extra ``rival`` is drawn from
+    control_tokens: ClassVar[tuple[str, ...]] = ()  # (good, bad): put before answers in training, good asked for after
+    jointly: ClassVar[bool] = (
+        False  # both answers stand in one text, in either order; a reward model says which one wins
+    )
     paper: ClassVar[str] = ""
     use: ClassVar[str] = ""  # when to use it, in a sentence
     avoid: ClassVar[str] = ""  # when not to use it, in a sentence
@@ -110,10 +123,9 @@ class Objective(ABC):
         """Extra quantities to log: name -> a vector whose mean is reported (any number of elements)."""
         return {}
 
-    @classmethod
-    def has_memory(cls) -> bool:
+    def has_memory(self) -> bool:
         """Whether the method overrides :meth:`remember`."""
-        return cls.remember is not Objective.remember
+        return type(self).remember is not Objective.remember
 
 
 def _check_range(method: str, field: dataclasses.Field[Any], value: Any) -> None:
@@ -131,3 +143,16 @@ def _check_range(method: str, field: dataclasses.Field[Any], value: Any) -> None
             raise ConfigError(
                 f"{method}: {field.name} is {value}; expected a number {' and '.join(filter(None, said))}."
             )
+
+
+def typed(cls: type[Objective], field: dataclasses.Field[Any], value: Any) -> Any:
+    """A hyperparameter given as text becomes what the dataclass says it is."""
+    kind = type(field.default)
+    try:
+        if isinstance(value, bool) and kind is not bool:
+            raise TypeError
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        return kind(value)  # type: ignore[misc]
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f'{cls.name()}: {field.name} is "{value}"; expected {WORDS[kind]}.') from None

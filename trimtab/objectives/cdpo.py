@@ -26,6 +26,7 @@ class CDPO(DPO):
         below=0.5,
     )
     paper = "Mitchell 2023, A note on DPO with noisy preferences and relationship to IPO (ericmitchell.ai/cdpo.pdf)"
+    use = "A known share of labels is wrong, and margins must stay finite."
     avoid = "Labels are clean: it holds margins back. For an unbiased loss at a known flip rate use robust_dpo."
 
     def loss(self, batch: Pairs) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import CheckFailed
-from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Thumbs
+from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Scores, Solutions, Thumbs
 from trimtab.objectives.base import Objective
 from trimtab.tokens.batch import Example
 
@@ -46,7 +46,7 @@ def _require(ok: bool, objective: Objective, problem: str) -> None:
 
 
 def _per_row(view: type[Any]) -> int:
-    return {Pairs: 2, Thumbs: 1, Demonstrations: 1, Rankings: PER_PROMPT}[view]
+    return {Pairs: 2, Thumbs: 1, Demonstrations: 1, Scores: 1, Solutions: 1, Rankings: PER_PROMPT}[view]
 
 
 def _examples(view: type[Any], rows: int) -> list[Example]:
@@ -59,12 +59,14 @@ def _examples(view: type[Any], rows: int) -> list[Example]:
             desirable=i % 2 == 0,
             ranks=tuple(range(1, k + 1)),
             scores=tuple(1 - j / k + 0.01 * i for j in range(k)),
+            score=1.5 - 0.6 * i,
+            labels=(1.0 - i % 2,),
             completions=("",) * k,
         )
         for i in range(rows)
     ]
     return [
-        cast(Example, SimpleNamespace(record=r, completions=r.completions, weight=1 + i / 10))
+        cast(Example, SimpleNamespace(record=r, completions=r.completions, weight=1 + i / 10, marks=(0,)))
         for i, r in enumerate(labels)
     ]
 
@@ -78,6 +80,7 @@ def _batch(
     dtype: torch.dtype = torch.float64,
     rows: list[int] | None = None,
     everything: bool = False,
+    held: Tensor | None = None,
     ties: bool | None = None,
 ) -> tuple[Any, Completions, Completions | None]:
     """(view, its completions, mismatched completions). Same numbers every time; ``rows`` picks and orders rows."""
@@ -92,9 +95,12 @@ def _batch(
     known = everything or "reference" in objective.needs
     extras = {
         name: (0.0 if at_reference and name == "token_kl" else 1.0) * sign * torch.rand(n, generator=g).to(dtype)
-        for name, sign in (("token_kl", 1), ("collision", -1), ("rival", -3))
+        for name, sign in (("token_kl", 1), ("collision", -1), ("rival", -3), ("value", 1), ("score", 1))
     }
-    y = Completions(logps, length, ref if known else None, {k: v for k, v in extras.items() if everything or k in objective.needs})  # fmt: skip  # noqa: E501
+    wanted = {k: v for k, v in extras.items() if everything or k in objective.needs}
+    if "score" in objective.needs:  # the numbers of a reward model take the place of the log-probs
+        wanted["score"], logps = logps, torch.full_like(ref, torch.nan)
+    y = Completions(logps, length, ref if known else None, wanted, held)
     examples = _examples(view, ROWS)
     wants_ties = objective.ties if ties is None else ties
     for e in examples:
@@ -103,7 +109,7 @@ def _batch(
     mm_ref = (-2 * torch.rand(int(mm_length.sum()), generator=g, dtype=torch.float64)).to(dtype)
     mm = Completions(mm_ref + (0 if at_reference else 0.3), mm_length, mm_ref)
     mm.used = y.used
-    around = view.of(Completions(torch.full_like(logps.detach(), torch.nan), length), examples)
+    around: Any = view.of(Completions(torch.full_like(logps.detach(), torch.nan), length), examples)
     if rows is not None:
         y = y.take(torch.tensor([r * k + j for r in rows for j in range(k)]))
         examples = [examples[r] for r in rows]
@@ -115,9 +121,14 @@ def _batch(
     return made, y, mm
 
 
+def _given(objective: Objective, y: Completions) -> Tensor:
+    """[N] what the model gives and the loss is differentiated by: log-probs, or the numbers of a reward model."""
+    return y._extras["score"] if "score" in objective.needs else y._token_logps
+
+
 def _gradient(objective: Objective, **kwargs: Any) -> tuple[Tensor, Completions, Any]:
     _, y, _ = _batch(objective, **kwargs)
-    leaf = y._token_logps.detach().clone().requires_grad_()
+    leaf = _given(objective, y).detach().clone().requires_grad_()
     view, made, _ = _batch(objective, **{**kwargs, "policy": leaf})
     (slope,) = torch.autograd.grad(objective.loss(view).sum(), leaf)
     return slope, made, view
@@ -180,7 +191,8 @@ def _order(o: Objective) -> None:
 def _pull(o: Objective) -> None:
     """at policy = reference it pulls toward what was preferred."""
     slope, y, view = _gradient(o, at_reference=True, ties=False)
-    up = _preferred(view, len(y))
+    # a method with control tokens imitates all answers, each after its own token
+    up = torch.ones(len(y), dtype=torch.float64) if o.control_tokens else _preferred(view, len(y))
     direction = torch.repeat_interleave(up, y._length)
     change = -(slope * direction).sum()
     _require(change.item() > 0, o, "a gradient step at policy = reference moves away from what was preferred (sign?)")
@@ -193,6 +205,10 @@ def _preferred(view: Any, n: int) -> Tensor:
             return torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(n // 2)
         case Thumbs():
             return torch.where(view.desirable, 1.0, -1.0).double()
+        case Scores():
+            return view.score.double()
+        case Solutions():
+            return torch.where(view.label > 0.5, 1.0, -1.0).double()
         case Rankings():
             return (PER_PROMPT + 1) / 2 - view.rank.double()
         case _:
@@ -200,22 +216,30 @@ def _preferred(view: Any, n: int) -> Tensor:
 
 
 def _reward_rises(o: Objective) -> None:
-    """the reward of a completion rises with its log-prob."""
-    _, y, _ = _batch(o)
-    leaf = y._token_logps.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(o.reward(y.with_policy(leaf)).sum(), leaf)
+    """the reward of a completion rises with its log-prob (a reward model's: with its last number)."""
+    slope = _reward_slope(o)
+    if "score" in o.needs:
+        slope = _batch(o)[1].last(slope)
     _require(bool((slope > 0).all()), o, "the reward does not rise with every token's log-prob")
+
+
+def _reward_slope(o: Objective) -> Tensor:
+    y = _batch(o)[1]
+    leaf = _given(o, y).clone().requires_grad_()
+    moved = _batch(o, policy=leaf)[1] if "score" in o.needs else y.with_policy(leaf)
+    (slope,) = torch.autograd.grad(o.reward(moved).sum(), leaf)
+    return slope
 
 
 def _finite_difference(o: Objective) -> None:
     """the gradient is the slope of the loss (central differences)."""
     slope, y, _ = _gradient(o)
-    start, step = y._token_logps.detach(), 1e-6
+    start, step = _given(o, y).detach(), 1e-6
     for t in range(0, len(start), 3):
         bump = torch.zeros_like(start)
         bump[t] = step
-        high = o.loss(_batch(o, policy=start + bump)[0]).sum()
-        low = o.loss(_batch(o, policy=start - bump)[0]).sum()
+        high = o.loss(_batch(o, policy=start + bump, held=start)[0]).sum()
+        low = o.loss(_batch(o, policy=start - bump, held=start)[0]).sum()
         found = ((high - low) / (2 * step)).item()
         close = abs(found - slope[t].item()) <= 1e-6 * max(1, abs(found))
         _require(close, o, f"gradient by token {t} is {slope[t].item():.8g}, the loss's slope is {found:.8g}")
@@ -223,9 +247,7 @@ def _finite_difference(o: Objective) -> None:
 
 def _extremes(o: Objective) -> None:
     """log-ratios of +-1000, and rewards of +-1000, give finite losses and gradients."""
-    _, y, _ = _batch(o)
-    leaf = y._token_logps.clone().requires_grad_()
-    (rise,) = torch.autograd.grad(o.reward(y.with_policy(leaf)).sum(), leaf)
+    rise = _reward_slope(o)
     # a method with a small scale meets large margins too, only later
     for scale in (1000.0, max(1000.0, 1000.0 / rise.max().item())):
         for dtype in (torch.float32, torch.float64):
@@ -238,7 +260,7 @@ def _extremes(o: Objective) -> None:
 def _size_is_structure(o: Objective) -> None:
     """the denominator does not depend on log-probs."""
     _, y, _ = _batch(o)
-    nan = torch.full_like(y._token_logps, torch.nan)
+    nan = torch.full_like(_given(o, y), torch.nan)
     size = o.size(_batch(o, policy=nan)[0])
     _require(
         bool(torch.isfinite(size).all() and (size > 0).all()), o, "size() depends on log-probs, or is not positive"

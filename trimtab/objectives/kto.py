@@ -24,7 +24,9 @@ class KTO(Objective):
     undesirable_weight: float = option(1.0, "lambda_U", source="paper, equation 8", above=0)
     feedback, needs = Thumbs, frozenset({"reference", "mismatched"})
     paper = "arXiv:2402.01306"
+    use = "Single answers with a thumb up or down; the two kinds may be far from equally many."
     avoid = "You have clean pairs: they say more than two thumbs. Or batches are small: z0 is then noise."
+    differs = "The authors' code and TRL take z0 from one microbatch; here it is always the whole batch's."
 
     def reward(self, y: Completions) -> Tensor:
         return self.beta * y.log_ratio
@@ -36,22 +38,23 @@ class KTO(Objective):
 
     def loss(self, batch: Thumbs) -> Tensor:
         advantage = self.reward(batch.y) - self.beta * self.baseline(batch)
-        # 1 - sigma(u) = sigma(-u)
-        good = self.desirable_weight * torch.sigmoid(-advantage)
+        good = self.desirable_weight * torch.sigmoid(-advantage)  # 1 - sigma(u) = sigma(-u)
         return torch.where(batch.desirable, good, self.undesirable_weight * torch.sigmoid(advantage))
 
     def advise(self, batch: Thumbs) -> tuple[str, list[str]]:
-        up, down = int(batch.desirable.sum()), int((~batch.desirable).sum())
-        if not up or not down:
-            return f"all {up + down} thumbs point {'up' if up else 'down'}; kto needs both kinds", []
+        up, down = max(int(batch.desirable.sum()), 1), max(int((~batch.desirable).sum()), 1)
         ratio = self.desirable_weight * up / (self.undesirable_weight * down)
-        if 1 <= ratio <= 1.5:
-            return "", []
-        weight = 1.25 * down * self.undesirable_weight / up
-        return "", [
-            f"{up} thumbs up and {down} down give lambda_D n_D / (lambda_U n_U) = {ratio:.2f}; the paper asks for 1 to 3/2 "
-            f"(equation 9; 4/3 in its early versions): e.g. desirable_weight: {weight:.3g}"
-        ]
+        note = (
+            f"{up} thumbs up and {down} down give lambda_D n_D / (lambda_U n_U) = {ratio:.2f}; KTO's paper asks for 1 to 3/2 "
+            f"(equation 9; 4/3 in its early versions): e.g. desirable_weight: {1.25 * down * self.undesirable_weight / up:.3g}"
+        )
+        return one_sided(self, batch.desirable), [] if 1 <= ratio <= 1.5 else [note]
 
     def metrics(self, batch: Thumbs) -> dict[str, Tensor]:
         return {"kl": self.baseline(batch).reshape(1)}
+
+
+def one_sided(method: Objective, up: Tensor) -> str:
+    """Why thumbs that all point one way cannot be learned from; "" where there are both kinds."""
+    said = f"all {len(up)} thumbs point {'up' if up.any() else 'down'}; {method.name()} needs both kinds"
+    return "" if up.any() and not up.all() else said

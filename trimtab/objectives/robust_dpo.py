@@ -21,6 +21,7 @@ class RobustDPO(DPO):
 
     flip_rate: float = option(0.1, "share of labels believed to be flipped", source="ours", at_least=0, below=0.5)
     paper = "arXiv:2403.00409"
+    use = "Labels were flipped at a known rate, and the expected loss on clean labels is wanted."
     avoid = "The flip rate is unknown and may be near zero: the loss is unbounded below and over-fits clean labels."
 
     def loss(self, batch: Pairs) -> Tensor:

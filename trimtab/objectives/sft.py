@@ -25,7 +25,10 @@ class SFT(Objective):
     )
     feedback = Demonstrations
     paper = "arXiv:2203.02155"
+    use = "Answers to imitate: the step before any preference method."
     avoid = "You have comparisons and already a model that follows instructions: SFT also raises what is bad alike."
+    differs = "Three normalisations are in the wild; HALOs also drops tokens whose log-prob rounds to 0."
+    with_sft = True
 
     def reward(self, y: Completions) -> Tensor:
         return y.mean_logp if self.normalise == "sequence_mean" else y.logp

@@ -23,7 +23,10 @@ class SimPO(Objective):
     )
     feedback = Pairs
     paper = "arXiv:2405.14734"
+    use = "Memory is short (no reference), or answers grow longer under DPO."
     avoid = "You must stay near the reference: nothing but the learning rate holds SimPO there."
+    differs = "TRL and ms-swift carry CPO's likelihood term and an absolute gamma in it; turbo's gamma is the ratio used here."
+    length_control = True
 
     def reward(self, y: Completions) -> Tensor:
         return self.beta * y.mean_logp

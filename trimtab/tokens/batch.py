@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimtab.feedback.records import Record
 
@@ -21,17 +21,25 @@ class Example:
         record: where the labels live. Nothing is copied out of it, so nothing can disagree with it.
         weight: how much the row counts where a method corrects for a shift between the prompts of good and of bad
             completions (BCO); computed from all prompts in preparation, 1 otherwise.
+        marks: the tokens of the completion at which its judged steps end, where it is a solution in steps.
     """
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     record: Record
     weight: float = 1.0
+    marks: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens in this example with the prompt counted once."""
         return len(self.prompt) + sum(len(c) for c in self.completions)
+
+
+def jointly(example: Example) -> Example:
+    """Both answers of a comparison in one text, in either order; the end token of the first keeps them apart."""
+    first, second = example.completions[:2]
+    return replace(example, completions=(first + second, second + first))
 
 
 def completion_keys(example: Example) -> list[bytes]:

@@ -24,7 +24,7 @@ def show(example: Example, tokenizer: Any) -> Panel:
     parts: list[Text] = [Text(_visible(tokenizer.decode(list(example.prompt))), style="dim")]
     for side, completion in zip(sides(example), example.completions, strict=True):
         text = Text(f"{side} ({len(completion)} tokens trained) ", style="bold")
-        for i, piece in enumerate(pieces(completion, tokenizer)):
+        for i, (piece, _, _) in enumerate(spans(completion, tokenizer)):
             # Text.append does not read markup, so hostile text stays text
             text.append(_visible(piece), style=COLOURS.get(side, OTHER)[i % 2])
         parts.append(text)
@@ -35,15 +35,15 @@ def show(example: Example, tokenizer: Any) -> Panel:
     return Panel(Group(*parts), title=Text(title), title_align="left")
 
 
-def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
-    """The text of each token where it stands; tokens that are parts of one character come as one piece."""
-    shown = ""
+def spans(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[str, int, int]]:
+    """(text, first, end): the text of each token where it stands; the parts of one character come as one piece."""
+    shown, first = "", 0
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
         if end < len(ids) and text.endswith("\ufffd"):  # the first bytes of a character
             continue
-        yield text[len(shown) :]
-        shown = text
+        yield text[len(shown) :], first, end
+        shown, first = text, end
 
 
 def _visible(text: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from trimtab.errors import TokenError
-from trimtab.feedback.records import Conversation, Message, Record
-from trimtab.tokens.batch import Example
+from trimtab.feedback.records import STEP, Conversation, Message, Record, Solution
+from trimtab.tokens.batch import Example, jointly
 
 Truncation = Literal["drop", "prompt", "completion"]
 MIN_PROMPT = 8  # tokens of a prompt that truncation must leave
@@ -62,6 +62,21 @@ class Template:
             )
         self.control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if t.special})
         self.repaired: Counter[str] = Counter()
+        self.opened = False  # whether prompts end in a control token
+        self.opening: tuple[int, ...] = ()  # where no chat template writes it
+
+    def add_control(self, good: str, bad: str) -> tuple[int, int]:
+        """Give the tokenizer two control tokens, and let prompts end in the good one from now on; returns both ids."""
+        self.tokenizer.add_special_tokens(
+            {"additional_special_tokens": [good, bad]}, replace_extra_special_tokens=False
+        )
+        self.opened = True
+        first, second = self.tokenizer.convert_tokens_to_ids([good, bad])
+        if self.mode == "chat":  # whoever loads the saved tokenizer gets it too
+            self.tokenizer.chat_template += "{% if add_generation_prompt %}" + good + "{% endif %}"
+        else:
+            self.opening = (first,)
+        return first, second
 
     @property
     def fingerprint(self) -> str:
@@ -89,6 +104,7 @@ class Template:
         if self.mode == "plain":
             while len(ids) > 1 and ids[-1] in self.eos_ids:
                 ids.pop()  # some tokenizers close every text
+        ids += self.opening
         self._refuse_double_bos(ids)
         return ids
 
@@ -100,6 +116,8 @@ class Template:
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise RowRefused("text contains half of a character (a surrogate without its other half)")
         prompt_text, prompt_ids = self.prompt_text(record.prompt), self.prompt_ids(record.prompt)
+        if isinstance(record, Solution):
+            return self._in_steps(record, prompt_text, prompt_ids)
         answers = tuple(self._completion(record, prompt_text, prompt_ids, c) for c in record.completions)
         return Example(tuple(prompt_ids), answers, record)
 
@@ -112,6 +130,10 @@ class Template:
             # a token reaches over the boundary: generation starts from the prompt's own tokens, so training does too
             completion = self._apart(prompt_ids, tail, ids)
             self.repaired["a token straddled the boundary: prompt and completion were tokenised apart"] += 1
+        return self._ended(completion)
+
+    def _ended(self, completion: list[int]) -> tuple[int, ...]:
+        """The completion up to its end token, which the template has put there, or which is added."""
         last = max((i for i, t in enumerate(completion) if t in self.eos_ids), default=-1)
         if last >= 0:
             completion = completion[: last + 1]  # what the template puts after it is never generated
@@ -125,6 +147,24 @@ class Template:
         if len(completion) < 2:
             raise RowRefused("completion has no tokens")
         return tuple(completion)
+
+    def _in_steps(self, record: Solution, prompt_text: str, prompt_ids: list[int]) -> Example:
+        """Each step is tokenised with the line break that ends it, so that no token belongs to two steps; the last one ends
+        with the end token."""
+        (answer,) = record.completions
+        tail = answer if self.mode == "plain" else self._tail(record.prompt, prompt_text, answer)
+        before, found, after = tail.partition(answer)
+        if not found:
+            raise RowRefused("the chat template rewrote the steps of the solution")
+        pieces = [*(step + STEP for step in record.steps[:-1]), record.steps[-1] + after]
+        pieces[0] = before + pieces[0]
+        ids, text, marks = list(prompt_ids), prompt_text, list[int]()
+        for piece in pieces:
+            text += piece
+            ids += self._apart(ids, piece, self._ids(text, start=True))
+            marks.append(len(ids) - len(prompt_ids) - 1)
+        completion = self._ended(ids[len(prompt_ids) :])
+        return Example(tuple(prompt_ids), (completion,), record, marks=(*marks[:-1], len(completion) - 1))
 
     def _apart(self, prompt_ids: list[int], tail: str, whole: list[int]) -> list[int]:
         """Tokens of the tail that continue the prompt's own tokens to the same text.
@@ -217,11 +257,13 @@ def tokenize(
     max_length: int,
     truncation: Truncation = "drop",
     max_truncated: float = 0.1,
+    together: bool = False,
 ) -> tuple[list[Example], TokenReport]:
     """All records as examples of at most ``max_length`` tokens (prompt plus longest completion).
 
     ``truncation``: ``drop`` leaves long rows out; ``prompt`` cuts the beginning of the prompt, for all completions
     alike; ``completion`` cuts the end of the completions, end-of-sequence token included, which is counted.
+    ``together``: both answers of a comparison stand in one text, in either order.
 
     Raises:
         TokenError: more than the share ``max_truncated`` of the rows was cut or left out for length, or none is left.
@@ -230,7 +272,7 @@ def tokenize(
     template.repaired.clear()
     for record in records:
         try:
-            example = template.encode(record)
+            example = jointly(template.encode(record)) if together else template.encode(record)
         except RowRefused as e:
             report.drop(str(e), record)
             continue
@@ -261,17 +303,20 @@ def _truncate(e: Example, limit: int, how: Truncation, report: TokenReport) -> E
                 return None
             report.tokens_lost["prompt"] = report.tokens_lost.get("prompt", 0) + over
             report.truncated_rows += 1
-            return Example(e.prompt[over:], e.completions, e.record)
+            return replace(e, prompt=e.prompt[over:])
         case "completion":
             room = limit - len(e.prompt)
             if room < 2:
                 return None
+            marks = tuple(m for m in e.marks if m < room)
+            if e.marks and not marks:
+                return None  # no judged step is left
             for side, c in zip(sides(e), e.completions, strict=True):
                 if len(c) > room:
                     report.tokens_lost[side] = report.tokens_lost.get(side, 0) + len(c) - room
                     report.eos_lost[side] = report.eos_lost.get(side, 0) + 1
             report.truncated_rows += 1
-            return Example(e.prompt, tuple(c[:room] for c in e.completions), e.record)
+            return replace(e, completions=tuple(c[:room] for c in e.completions), marks=marks)
 
 
 def _refuse_too_much(report: TokenReport, limit: int, how: Truncation, allowed: float) -> None:
@@ -298,6 +343,8 @@ def sides(example: Example) -> tuple[str, ...]:
     match type(example.record).__name__, len(example.completions):
         case "Comparison", 2:
             return ("chosen", "rejected")
+        case "Comparison", 3:
+            return ("chosen", "rejected", "target")
         case _, k:
             return ("completion",) * k
 

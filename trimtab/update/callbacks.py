@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from trimtab.logprobs.reference import FrozenCopy
+
 SHOWN = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "kl": "kl"}
 
 
@@ -55,6 +57,33 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a half-written last line
+
+
+class MovingReference(TrainerCallback):
+    """TR-DPO (arXiv:2404.09656): every ``every`` steps the reference goes ``mix`` of the way to the policy; 1 is a copy."""
+
+    def __init__(self, reference: FrozenCopy, every: int, mix: float) -> None:
+        self.reference, self.every, self.mix = reference, every, mix
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.reference.move(model, self.mix)
+
+
+class Shrink(TrainerCallback):
+    """An L1 penalty on what is trained, as soft-thresholding after each step: unlike its subgradient it gives zeros."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, lr_scheduler: Any = None, **_: Any
+    ) -> None:
+        by = self.strength * lr_scheduler.get_last_lr()[0]
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.copy_(torch.nn.functional.softshrink(p, by))
 
 
 class Progress(TrainerCallback):

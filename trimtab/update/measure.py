@@ -7,15 +7,17 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
-from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Thumbs
+from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Scores, Solutions, Thumbs
 from trimtab.objectives.base import Objective
 
-Feedback = Pairs | Thumbs | Demonstrations | Rankings
+Feedback = Pairs | Thumbs | Demonstrations | Rankings | Scores | Solutions
 
 
 def measure(objective: Objective, batch: Any) -> dict[str, Tensor]:
     """name -> vector, for a scored batch. ``rewards/accuracies`` counts strictly larger rewards only, ties left out."""
-    found = {name: value for name, value in _common(objective, batch).items() if value.numel()}
+    common = {name: value for name, value in _common(objective, batch).items() if value.numel()}
+    rewards_only = "score" in objective.needs  # a reward model has no log-probs
+    found = {name: value for name, value in common.items() if not (rewards_only and name.startswith("logps/"))}
     found.update({name: value.detach() for name, value in objective.metrics(batch).items() if value.numel()})
     return found
 
@@ -44,7 +46,9 @@ def _common(objective: Objective, batch: Feedback) -> dict[str, Tensor]:
                 **_sizes(batch.y, "chosen", up),
                 **_sizes(batch.y, "rejected", ~up),
             }
-        case Demonstrations():
+        case Scores():
+            return {"rewards/chosen": objective.reward(batch.y).detach(), **_sizes(batch.y, "chosen", slice(None))}
+        case Demonstrations() | Solutions():
             return _sizes(batch.y, "chosen", slice(None))
         case Rankings():
             return _sizes(batch.y, "chosen", batch.rank == 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,15 +28,18 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from trimtab.errors import CheckFailed, CheckpointError
-from trimtab.logprobs.reference import Cached, Reference, mismatch
-from trimtab.logprobs.score import Scorer
-from trimtab.logprobs.scored import Completions
+from trimtab.errors import CheckFailed, CheckpointError, ModelError
+from trimtab.logprobs.critic import critic_of
+from trimtab.logprobs.extras import Extras, gumbel
+from trimtab.logprobs.reference import Cached, FrozenCopy, Reference, mismatch
+from trimtab.logprobs.score import Scorer, base_model, evaluating
+from trimtab.logprobs.scored import EXTRAS, Completions
 from trimtab.objectives.base import Objective
 from trimtab.tokens.batch import Example
 from trimtab.update.measure import Tally, measure
 
-MEMORY_FILE, COMPLETE_FILE = "objective_memory.safetensors", "complete.json"
+MEMORY_FILE, CRITIC_FILE, COMPLETE_FILE = "objective_memory.safetensors", "critic.safetensors", "complete.json"
+REFERENCE_FILE = "reference.safetensors"  # of one that moved
 
 
 class Batches:
@@ -94,6 +98,12 @@ class Update(Trainer):
     ) -> None:
         self.objective, self.scorer, self.reference = objective, scorer, reference
         self.examples, self.held_out_examples = list(examples), list(held_out)
+        self.extras = tuple(sorted(EXTRAS.keys() & objective.needs))
+        if ("score" in self.extras) != scorer.closed:
+            found, needed = "a reward model", "log-probs"
+            if not scorer.closed:
+                found, needed = "a language model", "a reward model"
+            raise ModelError(f"{objective.name()} needs {needed}, and the model is {found}.")
         self.batches = Batches(len(self.examples), batch_size, args.seed)
         self.memory: Mapping[str, Tensor] = {}
         self.tally = Tally()
@@ -173,11 +183,11 @@ class Update(Trainer):
         for part, context in self._parts(model, batch, share):
             with context:
                 examples = [batch[i] for i in part] or batch[:1]
-                logps, lengths = self.scorer.score(examples, model)
+                scored = self._columns(examples, model)
                 if not part:  # this rank has no row left: it only joins the others' gradient reduction
-                    self.accelerator.backward(logps.sum() * 0)
+                    self.accelerator.backward(scored.sum() * 0)
                     continue
-                y = Completions(logps, lengths, self._pick(reference, share, part, logps))
+                y = self._completions(scored, examples, self._pick(reference, share, part, scored))
                 view = self._view(y, examples, unmatched)
                 losses = self.objective.loss(view)
                 self._refuse_nonfinite(losses, examples)
@@ -206,14 +216,14 @@ class Update(Trainer):
                 continue
             examples = [batch[i] for i in part]
             with torch.no_grad():
-                rows = self.scorer.score(examples, self.scorer.model)[0].split(_token_counts(examples))
-            for i, logps in zip(part, rows, strict=True):
+                rows = self._columns(examples, self.scorer.model).split(_token_counts(examples))
+            for i, row in zip(part, rows, strict=True):
                 ref = reference[share.index(i)]
-                mine[i] = (logps.cpu(), None if ref is None else ref.cpu())
+                mine[i] = (row.cpu(), None if ref is None else ref.cpu())
         scored = self._whole(mine, len(batch))
         leaf = torch.cat([a for a, _ in scored]).to(self.args.device).requires_grad_()
         refs = torch.cat([b for _, b in scored]).to(leaf.device) if scored[0][1] is not None else None
-        y = Completions(leaf, _lengths(batch).to(leaf.device), refs)
+        y = self._completions(leaf, batch, refs)
         self.memory = self.objective.remember(self._view(y.detach(), batch, unmatched), self.memory)
         view = self._view(y, batch, unmatched)
         losses = self.objective.loss(view)
@@ -224,13 +234,33 @@ class Update(Trainer):
         for (part, context), state in zip(parts, states, strict=True):
             _set_rng_state(state)
             with context:
-                logps, _ = self.scorer.score([batch[i] for i in part] or batch[:1], model)
-                pushed = torch.cat([slopes[i] for i in part]) if part else torch.zeros_like(logps)
-                self.accelerator.backward((logps * pushed).sum() * self._world[1])
+                row = self._columns([batch[i] for i in part] or batch[:1], model)
+                pushed = torch.cat([slopes[i] for i in part]) if part else torch.zeros_like(row)
+                self.accelerator.backward((row * pushed).sum() * self._world[1])
         _set_rng_state(after)
         if self._world[0] == 0:  # every rank holds the whole batch here; it must be counted once
             self._record(view, losses)
         return losses.detach().sum() / denominator
+
+    def _columns(self, examples: Sequence[Example], model: nn.Module, step: int | None = None) -> Tensor:
+        """[N, 1 + extras] of one microbatch: log-probs first, then what else the objective declared."""
+        if not self.extras:
+            return self.scorer.score(examples, model)[0][:, None]
+        if "score" in self.extras:  # of a reward model, which has no log-probs
+            return self.scorer.score(examples, model)[0]
+        distribution = noise = None
+        if "token_kl" in self.extras:
+            assert self.reference is not None
+            distribution = self.reference.distribution(examples)
+        if "rival" in self.extras:
+            step = self.state.global_step if step is None else step
+            noise = gumbel(examples, self.objective.rivals, 1_000_003 * self.args.seed + step).to(self.scorer.device)
+        names = tuple(n for n in self.extras if n != "value")
+        return self.scorer.columns(examples, Extras(names, distribution, noise, "value" in self.extras), model)
+
+    def _completions(self, scored: Tensor, examples: Sequence[Example], ref: Tensor | None) -> Completions:
+        extras = {name: scored[:, 1 + i] for i, name in enumerate(self.extras)}  # "value" sorts last, as its column is
+        return Completions(scored[:, 0], _lengths(examples).to(scored.device), ref, extras)
 
     def _record(self, view: Any, losses: Tensor) -> None:
         self.tally.add(measure(self.objective, view))
@@ -325,19 +355,27 @@ class Update(Trainer):
             mine[k] = self._rows_of(batch)
         return [row for rows in self._whole(mine, len(starts)) for row in rows]
 
-    def _rows_of(self, batch: Sequence[Example]) -> list[dict[str, tuple[float, float]]]:
-        policy, lengths = self.scorer.score_all(batch)
+    def scored(self, batch: Sequence[Example]) -> Completions:
+        """These examples as the objective would see them: dropout off, no graph, extras and reference where declared."""
+        with evaluating(self.scorer.model):
+            parts = [[batch[i] for i in part] for part in self.scorer.microbatches(batch)]
+            scored = torch.cat([self._columns(part, self.scorer.model, step=-1) for part in parts])
         refs = self._reference_logps(batch)
-        y = Completions(policy, lengths, torch.cat(refs).to(policy) if refs[0] is not None else None)  # type: ignore[arg-type]
+        return self._completions(scored, batch, torch.cat(refs).to(scored) if refs[0] is not None else None)  # type: ignore[arg-type]
+
+    def _rows_of(self, batch: Sequence[Example]) -> list[dict[str, tuple[float, float]]]:
+        y = self.scored(batch)
         unmatched = None
         if "mismatched" in self.objective.needs:
             pairs = mismatch(batch)
-            scored = self.scorer.score_all(pairs)[0].split(_token_counts(pairs))
-            unmatched = self._unmatched(pairs, scored, self._reference_logps(pairs))
+            policy = self.scorer.score_all(pairs)[0].split(_token_counts(pairs))
+            unmatched = self._unmatched(pairs, policy, self._reference_logps(pairs))
         rows, first = [], 0
         for e in batch:
             k = len(e.completions)
-            view = self._view(y.take(torch.arange(first, first + k, device=lengths.device)), [e], unmatched, learning=False)
+            view = self._view(
+                y.take(torch.arange(first, first + k, device=self.scorer.device)), [e], unmatched, learning=False
+            )
             tally = Tally()
             tally.add(measure(self.objective, view))
             tally.add_ratio("loss", self.objective.loss(view), self.objective.size(view))
@@ -366,8 +404,16 @@ class Update(Trainer):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        with warnings.catch_warnings():
+            # peft says that it saves a vocabulary that has grown, which is right
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+            super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
+        critic = critic_of(base_model(self.model))
+        if critic is not None:  # peft would leave it out
+            save_file({k: v.contiguous().cpu() for k, v in critic.state_dict().items()}, folder / CRITIC_FILE)
+        if isinstance(self.reference, FrozenCopy) and self.reference.moved:
+            save_file({k: v.contiguous().cpu() for k, v in self.reference.weights().items()}, folder / REFERENCE_FILE)
         if self.memory:
             save_file({k: v.contiguous().cpu() for k, v in self.memory.items()}, folder / MEMORY_FILE)
 
@@ -401,6 +447,13 @@ class Update(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
         self.tokens_seen = json.loads((folder / COMPLETE_FILE).read_text())["tokens_seen"]
+        critic = critic_of(base_model(self.model))
+        if critic is not None:
+            critic.load_state_dict(load_file(folder / CRITIC_FILE))
+        if (folder / REFERENCE_FILE).exists() and isinstance(self.reference, FrozenCopy):
+            kept, self.reference.moved = load_file(folder / REFERENCE_FILE), True
+            for name, weight in self.reference.weights().items():
+                weight.copy_(kept[name])
         if (folder / MEMORY_FILE).exists():
             self.memory = {k: v.to(self.args.device) for k, v in load_file(folder / MEMORY_FILE).items()}
 

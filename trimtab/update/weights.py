@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from trimtab.logprobs.score import uninstalled
+from trimtab.logprobs.score import base_model, reward_head, uninstalled
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -21,22 +22,34 @@ def no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def with_adapter(model: nn.Module, rank: int, alpha: int, targets: str) -> nn.Module:
-    """A LoRA adapter on the model without dropout. ``targets``: ``all-linear`` or names separated by commas."""
+def with_adapter(model: nn.Module, rank: int, alpha: int, targets: str, new_tokens: Sequence[int] = ()) -> nn.Module:
+    """A LoRA adapter on the model without dropout. ``targets``: ``all-linear`` or names separated by commas.
+
+    ``new_tokens``: ids whose embeddings are trained too; nothing else could give a new token a meaning. The head of a
+    reward model is trained whole.
+    """
     from peft import LoraConfig, get_peft_model
 
     modules = targets if targets == "all-linear" else targets.split(",")
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
+    more = {"trainable_token_indices": list(new_tokens)} if new_tokens else {}
+    task = "SEQ_CLS" if reward_head(model) is not None else "CAUSAL_LM"  # of peft, which then trains and keeps the head
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=modules, task_type=task, **more)
     adapted: nn.Module = get_peft_model(model, lora)
     return adapted
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write full weights that plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads; an adapter is merged into
-    them, and kept beside them in ``folder/adapter``."""
+    """Write full weights that plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads (a reward model:
+    ``AutoModelForSequenceClassification``); an adapter is merged into them, and kept beside them in ``folder/adapter``."""
     with uninstalled(model):
         whole: Any = copy.deepcopy(model) if hasattr(model, "merge_and_unload") else model
         if whole is not model:
-            whole.save_pretrained(folder / "adapter")
+            # the embedding of a new padding token is 0 and stays so: the adapter goes on the model without it
+            # (that of trained control tokens is saved, grown as it is)
+            grown = getattr(whole.active_peft_config, "trainable_token_indices", None) is not None
+            more = {"save_embedding_layers": grown} if grown or reward_head(model) is not None else {}
+            whole.save_pretrained(folder / "adapter", **more)
             whole = whole.merge_and_unload()
         whole.save_pretrained(folder)
+        if reward_head(whole) is not None:  # it generates nothing, but what ends an answer must be known to score one
+            base_model(whole).generation_config.save_pretrained(folder)
