@@ -7,6 +7,7 @@ is noise to the second digit whatever the code; what the test shows there is tha
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -131,5 +132,7 @@ def test_engine_equals_twin(
                 copy.deepcopy(policy), objective, batch, tmp_path, mode=mode, dtype=dtype, reference=reference
             )
             value, found = step(trainer)
+            del trainer, reference
+            gc.collect()  # a trainer and its models refer to each other: 2 GB each would stay
             assert abs(value - loss) <= of_loss * abs(loss)
             assert apart(found, gradient) <= of_gradient, apart(found, gradient)
