@@ -1,0 +1,104 @@
+"""``trimtab compare``: methods against each other in a controlled world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.compare.promises import PROMISES, Arm, Promise, Verdict, judge
+from trimtab.compare.results import Results
+from trimtab.compare.runner import TUNING_SEEDS, best, run_all, tune
+from trimtab.compare.stats import check_paired
+from trimtab.compare.table import Row, legend, methods_table, promises_table
+from trimtab.compare.trial import RUN_OPTIONS, Budget, Trial
+from trimtab.config import resolve
+from trimtab.errors import ConfigError
+from trimtab.objectives import methods, objective_class
+from trimtab.world.named import world
+
+OUTPUT = Path("runs/compare")
+Tell = Callable[[str], None]
+
+BUDGET = Budget()
+
+
+def compare(
+    world_name: str,
+    arms: Sequence[Arm],
+    seeds: int,
+    *,
+    against: str = "dpo",
+    output: Path = OUTPUT,
+    workers: int = 2,
+    command: str = "",
+    budget: Budget = BUDGET,
+    tell: Tell = print,
+) -> str:
+    """Tune, run and tabulate these arms in one world."""
+    if seeds < 2:
+        raise ConfigError(f"seeds is {seeds}: an interval over seeds needs at least 2, better 5.")
+    results, judged = Results(output), world(world_name)
+    trials = [Trial(world_name, judged, a.method, 0.0, 0, dict(a.options), budget) for a in arms]
+    tuned = tune(trials, results, command, workers, tell)
+    grid = [replace(t, learning_rate=best(g), seed=s) for t, g in zip(trials, tuned, strict=True) for s in range(seeds)]
+    found = run_all(grid, results, command, workers, tell)
+    for seed in range(seeds):
+        check_paired(found[seed::seeds])
+    rows = [
+        Row(a, objective_class(a.method).feedback.__name__.lower(), g, found[i * seeds : (i + 1) * seeds])
+        for i, (a, g) in enumerate(zip(arms, tuned, strict=True))
+    ]
+    return f"{methods_table(rows, against)}\n\n{legend(seeds, len(TUNING_SEEDS))}"
+
+
+def check_promises(
+    seeds: int,
+    *,
+    promises: Sequence[Promise] = PROMISES,
+    output: Path = OUTPUT,
+    workers: int = 2,
+    command: str = "",
+    tell: Tell = print,
+) -> str:
+    """Tune and run both arms of every promise whose methods are there, each in its world."""
+    results, verdicts = Results(output), list[Verdict]()
+    there = [p for p in promises if all(a.method in methods() for a in p.arms)]
+    for promise in there:
+        tuned = tune([promise.trial(a, 0.0, 0) for a in promise.arms], results, command, workers, tell)
+        grid = [promise.trial(a, best(g), s) for a, g in zip(promise.arms, tuned, strict=True) for s in range(seeds)]
+        found = run_all(grid, results, command, workers, tell)
+        for seed in range(seeds):
+            check_paired(found[seed::seeds])
+        verdicts.append(judge(promise, found[:seeds], found[seeds:]))
+    absent = sorted({a.method for p in promises for a in p.arms} - set(methods()))
+    return promises_table(verdicts) + (f"\n\nNot there yet: {', '.join(absent)}." if absent else "")
+
+
+def parse_arms(text: str) -> list[Arm]:
+    """``all`` (but reward models), or ``dpo,cdpo:label_smoothing=0.2,kto``: methods separated by commas, options after colons."""
+    if text == "all":
+        return [Arm(name) for name, cls in methods().items() if "score" not in cls.needs]
+    arms = []
+    for part in text.split(","):
+        method, *options = part.split(":")
+        arms.append(Arm(method, _options(method, options)))
+        if "score" in objective_class(method).needs:
+            raise ConfigError(f"methods: {method} trains a reward model, which gives no answers to compare.")
+    return arms
+
+
+def _options(method: str, said: Sequence[str]) -> dict[str, Any]:
+    given = dict[str, str]()
+    for text in said:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f'methods: "{text}" is not name=value; write {method}:name=value.')
+        given[name] = value
+    # the run's own configuration knows every option's type and range, and which have no effect
+    config = resolve({"data": "-", "method": method, "finetune": "full", **given})
+    unknown = [name for name in given if name not in config.options and name not in RUN_OPTIONS]
+    if unknown:
+        raise ConfigError(f'methods: "{unknown[0]}" is an option of a run that a comparison fixes for all methods.')
+    return {name: config.options.get(name, getattr(config, name, None)) for name in given}

@@ -1,0 +1,257 @@
+"""One trial: one method, one seed, one world. Everything but the method is the same for all of them.
+
+For a seed, all methods get the same prompts, the same answers of the start model, the same judgements of them (as the
+view each learns from), the same number of optimiser steps on the same number of judged answers, the same order of the
+data where the view is the same, and are evaluated on the same held-out prompts under the same sampling noise.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from trimtab.compare.measures import Trained, log_ratios, measure
+from trimtab.errors import DataError, TrimtabError
+from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Thumb
+from trimtab.feedback.shift import prompt_shift
+from trimtab.logprobs.critic import add_critic
+from trimtab.logprobs.layout import Mode
+from trimtab.logprobs.reference import FrozenCopy
+from trimtab.logprobs.score import Scorer, install
+from trimtab.objectives import Objective, objective_class
+from trimtab.tokens.batch import Example
+from trimtab.tokens.template import tokenize
+from trimtab.update.callbacks import MovingReference
+from trimtab.update.trainer import Update
+from trimtab.world import model as world_model
+from trimtab.world.judge import Judge
+from trimtab.world.model import Pool
+from trimtab.world.utility import Terms, terms, utility, word_count
+
+MODE: Mode = "shared"
+TOKENS = 8192  # per forward pass; no number depends on it
+MAX_LENGTH = 256
+RUN_OPTIONS = ("match_prompts", "reference_every", "reference_mix")  # options of a run that a trial knows too
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method may use.
+
+    Attributes:
+        prompts: with feedback on ``answers`` answers each.
+        steps: of the optimiser.
+        answers_per_step: judged answers behind the records of one batch: 32 are 16 pairs, 32 thumbs or scores, 8
+            rankings of 4, or 16 demonstrations (each won against an answer that is not shown).
+        held_out: prompts that are evaluated on, with ``held_out_answers`` samples each.
+    """
+
+    prompts: int = 256
+    answers: int = 4
+    steps: int = 48
+    answers_per_step: int = 32
+    held_out: int = 128
+    held_out_answers: int = 3
+
+    def batch_size(self, kind: type[Record]) -> int:
+        """Records in a batch."""
+        judged = {Comparison: 2, Demonstration: 2, Thumb: 1, Score: 1, Ranking: self.answers}
+        return max(1, self.answers_per_step // judged[kind])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run; together with the code and the versions it decides every number.
+
+    Attributes:
+        options: hyperparameters of the method, and :data:`RUN_OPTIONS`.
+    """
+
+    world: str
+    judge: Judge
+    method: str
+    learning_rate: float
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget = Budget()
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the world's name: two names for one judge are one trial."""
+        return {k: v for k, v in asdict(self).items() if k != "world"}
+
+    def objective(self) -> Objective:
+        return objective_class(self.method)(**{k: v for k, v in self.options.items() if k not in RUN_OPTIONS})
+
+
+def run(trial: Trial) -> dict[str, Any]:
+    """Train, evaluate, measure. A run that cannot be, or that diverges, is a result too: ``{"failed": why}``."""
+    started, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = _run(trial)
+    except TrimtabError as e:
+        found = {"failed": str(e)}
+    finally:
+        torch.set_num_threads(threads)
+    return {**found, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _run(trial: Trial) -> dict[str, Any]:
+    objective, drawn = trial.objective(), draw_pool(trial)
+    model = world_model.load_start()
+    good, bad = _control(objective, model, trial.seed)
+    examples = _examples(trial, objective, drawn, good, bad)
+    policy = fit(model, objective, examples, trial)
+    found = evaluate(policy, drawn, trial, good)
+    measures = measure(
+        Trained(
+            policy=policy,
+            start=start().scorer,
+            train_pairs=encode(trial.judge.pairs(drawn.train[: trial.budget.held_out], trial.seed)),
+            # what is asked of the policy there is what the judge meant to say
+            held_out_pairs=encode(replace(trial.judge, flip=0.0).pairs(drawn.held_out, trial.seed)),
+            asked=good,
+        )
+    )
+    if bad:
+        worse = evaluate(policy, drawn, trial, bad)["prompts"]["utility"]
+        measures["good_minus_bad"] = float(np.mean(found["prompts"]["utility"]) - np.mean(worse))
+    return {"records": len(examples), **found, "measures": measures}
+
+
+def draw_pool(trial: Trial) -> Pool:
+    """The prompts and answers of this trial's seed."""
+    b = trial.budget
+    return world_model.pool(trial.seed, b.prompts, b.answers, b.held_out, b.held_out_answers)
+
+
+def encode(records: Sequence[Record]) -> list[Example]:
+    """Records as tokens; the few whose answer is empty are left out."""
+    return tokenize(records, world_model.template(), max_length=MAX_LENGTH)[0] if records else []
+
+
+def _examples(
+    trial: Trial, objective: Objective, drawn: Pool, good: tuple[int, ...], bad: tuple[int, ...]
+) -> list[Example]:
+    records = trial.judge.feedback(objective.feedback.record, drawn.train, trial.seed)
+    if not objective.ties:
+        records = [r for r in records if not (isinstance(r, Comparison) and r.tie)]
+    examples = encode(records)
+    if good:
+        marks = [good if e.record.desirable else bad for e in examples]  # type: ignore[attr-defined]
+        examples = [replace(e, completions=((*m, *e.completions[0]),)) for e, m in zip(examples, marks, strict=True)]
+    match trial.options.get("match_prompts", "none"):
+        case "none":
+            return examples
+        case "tfidf":
+            weights = prompt_shift([e.record for e in examples], seed=trial.seed).weights
+            return [replace(e, weight=w) for e, w in zip(examples, weights, strict=True)]
+        case other:
+            raise DataError(f"match_prompts is {other}; a trial knows none and tfidf.")
+
+
+def _control(objective: Objective, model: Any, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a prompt ends in to ask for a good answer, and for a bad one; nothing for most methods."""
+    if not objective.control_tokens:
+        return (), ()
+    template = world_model.new_template()
+    good, bad = template.add_control(*objective.control_tokens)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(len(template.tokenizer))
+    return (good,), (bad,)
+
+
+@cache
+def start() -> FrozenCopy:
+    """The start model: the reference of every method, one for the whole process."""
+    return _reference()
+
+
+def _reference() -> FrozenCopy:
+    model = world_model.load_start()
+    install(model, torch.float32, MODE)
+    return FrozenCopy(model, Scorer(model, MODE, TOKENS), torch.float32, "the controlled world's model")
+
+
+def fit(model: nn.Module, objective: Objective, examples: Sequence[Example], trial: Trial) -> Scorer:
+    """Full fine-tuning in float32 by the engine; returns the model with the way to score it."""
+    if "value" in objective.needs:
+        add_critic(model, objective.critic, trial.seed)  # type: ignore[arg-type]
+    install(model, torch.float32, MODE)
+    scorer = Scorer(model, MODE, TOKENS)
+    reference = start() if "reference" in objective.needs else None
+    callbacks = []
+    if "reference_every" in trial.options:
+        reference = _reference()
+        mix = trial.options.get("reference_mix", 1.0)
+        callbacks.append(MovingReference(reference, trial.options["reference_every"], mix))
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=f"{folder}/checkpoints",
+            seed=trial.seed,
+            max_steps=trial.budget.steps,
+            learning_rate=trial.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=max(1, trial.budget.steps // 10),
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+        )
+        size = trial.budget.batch_size(objective.feedback.record)
+        update = Update(model, objective, scorer, reference, examples, size, args, callbacks=callbacks)
+        update.denominator(examples)  # makes the view of all of them, as labels only
+        refusal, _ = objective.advise(update.whole)
+        if refusal:
+            raise DataError(refusal)
+        update.train()
+    return scorer
+
+
+def evaluate(policy: Scorer, drawn: Pool, trial: Trial, asked: tuple[int, ...]) -> dict[str, Any]:
+    """Per held-out prompt, the mean over its answers: true utility and words before and after, KL in nats per answer.
+
+    KL(policy || start) is the mean log-ratio of the policy's own answers (estimator k1, unbiased).
+
+    Args:
+        asked: token ids that the policy's prompts end in.
+    """
+    prompts, before = [p for p, _ in drawn.held_out], [a for _, a in drawn.held_out]
+    per, seed = trial.budget.held_out_answers, world_model.evaluation_seed(trial.seed)
+    plain = [world_model.prompt_ids(p) for p in prompts]
+    ids = world_model.answers(policy.model, [(*p, *asked) for p in plain], per, seed)
+    after = [[world_model.text(a) for a in row] for row in ids]
+    rows = [Example(p, tuple(a), Demonstration((), "")) for p, a in zip(plain, ids, strict=True)]
+    gaps = log_ratios(policy, start().scorer, rows, asked)
+    found = {
+        "utility": _by_prompt(utility, prompts, after),
+        "utility_start": _by_prompt(utility, prompts, before),
+        "words": _by_prompt(lambda _, answer: word_count(answer), prompts, after),
+        "words_start": _by_prompt(lambda _, answer: word_count(answer), prompts, before),
+        "kl": np.array(gaps).reshape(-1, per).mean(1).tolist(),
+    }
+    parts = {
+        f.name: [
+            float(np.mean(_by_prompt(lambda p, a, name=f.name: getattr(terms(p, a), name), prompts, said)))  # type: ignore[misc]
+            for said in (before, after)
+        ]
+        for f in fields(Terms)
+    }
+    return {"prompts": found, "terms": parts}
+
+
+def _by_prompt(f: Callable[[str, str], float], prompts: Sequence[str], said: Sequence[Sequence[str]]) -> list[float]:
+    return [float(np.mean([f(p, a) for a in row])) for p, row in zip(prompts, said, strict=True)]
