@@ -42,6 +42,7 @@ COMMANDS = (
     "pipeline",
     "merge",
     "generate",
+    "compare",
     "report",
     "doctor",
     "demo",

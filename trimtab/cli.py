@@ -306,7 +306,7 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
     """
     from trimtab.objectives import methods as known
     from trimtab.objectives import objective_class
-    from trimtab.report.card import axes
+    from trimtab.report.card import axes, in_short
 
     if name:
         cls = objective_class(name)
@@ -323,11 +323,14 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
             _say(f"differs: {cls.differs}")
         _say(f"axes: {'; '.join(f'{k}: {v}' for k, v in axes(cls).items())}")
         return
-    table = Table("method", "learns from", "needs", "paper")
+    table = Table(
+        "method", "learns from", "needs", "axes of arXiv:2407.16216 (those of yes and no are named where yes)"
+    )
     for n, cls in known().items():
         kind = cls.feedback.record.__name__.lower() + (" + ties" if cls.ties else "")
-        table.add_row(n, kind, ", ".join(sorted(cls.needs)) or "-", cls.paper)
+        table.add_row(n, kind, ", ".join(sorted(cls.needs)) or "-", in_short(cls))
     console.print(table)
+    _say(f"{len(known())} methods. `trimtab methods NAME`: equation, paper, options, when to use it and when not.")
 
 
 @app.command(cls=Flags, context_settings=EXTRA)
@@ -419,6 +422,50 @@ def generate(
     )
     for answer in answers:
         _say(tokenizer.decode(list(answer), skip_special_tokens=True))
+
+
+@app.command()
+def compare(
+    world: str = typer.Option("plain", help="a world's name, or one with changes: ties,flip=0.2"),
+    methods: str = typer.Option("all", help="dpo,cdpo:label_smoothing=0.2,kto; all: every method that answers"),
+    seeds: int = typer.Option(5, min=2, help="replicates: own prompts, answers, judgements, held-out prompts"),
+    steps: int = typer.Option(48, min=1, help="of the optimiser, the same for all"),
+    against: str = typer.Option("dpo", help="the method that all others are compared with"),
+    promises: bool = typer.Option(False, "--promises", help="check what each method promises, in a world made for it"),
+    workers: int = typer.Option(2, min=1, help="processes, one thread each"),
+    output: Path = typer.Option(Path("runs/compare"), help="folder of results: one file per trial, never run twice"),
+) -> None:
+    """Methods against each other in a controlled world: same data, same budget, paired by seed.
+
+    Example: `trimtab compare --methods dpo,kto,simpo --seeds 5`
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
+    from trimtab.compare.command import check_promises, parse_arms
+    from trimtab.compare.command import compare as compared
+    from trimtab.compare.trial import Budget
+
+    more: dict[str, Any] = {"output": output, "workers": workers, "command": _command(), "tell": _progress}
+    if promises:
+        if (world, methods, steps, against) != ("plain", "all", 48, "dpo"):
+            raise ConfigError(
+                "promises name their own methods and worlds: world, methods, steps, against have no effect."
+            )
+        typer.echo(check_promises(seeds, **more))
+        return
+    typer.echo(
+        compared(
+            world,
+            parse_arms(methods),
+            seeds,
+            against=against,
+            budget=dataclasses.replace(Budget(), steps=steps),
+            **more,
+        )
+    )
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 @app.command()

@@ -37,6 +37,7 @@ class Prepared:
     reading: Reading
     conversions: list[str]
     tokens: TokenReport
+    objective: Objective  # with what followed from the labels
     notes: list[str] = field(default_factory=list)
     shift: Shift | None = None
 
@@ -128,6 +129,7 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
         reading,
         conversions,
         report,
+        objective,
     )
     if objective.control_tokens:
         good, bad = template.add_control(*objective.control_tokens)
@@ -137,7 +139,9 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
             f"{config.data}: all {len(prepared.held_out):,} usable rows are held out (holdout {config.holdout:g}, by prompt) "
             "and none is left to train on. Lower holdout."
         )
-    refusal, notes = objective.advise(_unscored(objective, prepared.train))
+    labels = _unscored(objective, prepared.train)
+    prepared.objective = objective.settle(labels)
+    refusal, notes = prepared.objective.advise(labels)
     if refusal:
         raise DataError(f"{config.data}: {refusal}. {_other_ways(records, objective)}")
     prepared.notes += notes

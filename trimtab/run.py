@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -149,6 +150,9 @@ class _Run:
         config = self.config
         template = make_template(config)
         data = prepare(config, self.objective, template)
+        if data.objective != self.objective:
+            self.objective = data.objective
+            self.card["settled"] = dataclasses.asdict(self.objective)
         self._tell_data(data, template)
         model, choice = self._model(data, template)
         if config.match_prompts == "policy":

@@ -57,6 +57,16 @@ def test_prompts_are_matched_and_references_move(tmp_path: Path) -> None:
     assert {**run(trial), "seconds": 0} == {**still, "seconds": 0}  # the shared reference did not move
 
 
+def test_two_stages_and_two_beside_each_other() -> None:
+    """Small steps add up: after SFT the change is the sum of both, merged it is their mean."""
+    trial = replace(TRIAL, learning_rate=1e-6, budget=replace(TINY, steps=3))
+    alone, after, merged = (run(replace(trial, options=o)) for o in ({}, {"after": "sft"}, {"merged_with": "sft"}))
+    sft = run(replace(trial, method="sft"))
+    first, second, both, mean = (r["measures"]["train_chosen_shift"] for r in (alone, sft, after, merged))
+    assert both == pytest.approx(first + second, rel=0.1)
+    assert mean == pytest.approx((first + second) / 2, rel=0.1)
+
+
 def test_control_tokens() -> None:
     found = run(replace(TRIAL, method="csft"))
     assert np.isfinite(found["measures"]["good_minus_bad"])
@@ -134,6 +144,7 @@ def test_promises_name_worlds_and_measures_that_are_there() -> None:
         "utility",
         "words",
         "kl",
+        "chosen_shift",
         "rejected_shift",
         "train_chosen_shift",
         "train_margin",
@@ -150,8 +161,19 @@ def test_promises_name_worlds_and_measures_that_are_there() -> None:
 def test_arms_from_text() -> None:
     assert parse_arms("dpo,cdpo:label_smoothing=0.2") == [Arm("dpo"), Arm("cdpo", {"label_smoothing": 0.2})]
     assert parse_arms("bco:match_prompts=tfidf") == [Arm("bco", {"match_prompts": "tfidf"})]
-    assert [a.method for a in parse_arms("all")] == [n for n, c in methods().items() if "score" not in c.needs]
-    for wrong in ("dqo", "dpo:beta", "dpo:beta=-1", "dpo:epochs=2", "dpo:flop=1", "dpo:match_prompts=tfidf"):
+    given = {"pairs", "thumbs", "demonstrations", "rankings", "scores"}
+    fit = [n for n, c in methods().items() if "score" not in c.needs and c.feedback.__name__.lower() in given]
+    assert [a.method for a in parse_arms("all")] == fit and "rloo" not in fit
+    for wrong in (
+        "dqo",
+        "dpo:beta",
+        "dpo:beta=-1",
+        "dpo:epochs=2",
+        "dpo:flop=1",
+        "dpo:match_prompts=tfidf",
+        "rloo",
+        "reward_model",
+    ):
         with pytest.raises(ConfigError):
             parse_arms(wrong)
 
@@ -172,7 +194,9 @@ def test_the_command_makes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     arms = parse_arms("dpo,simpo")
     table = compare("plain", arms, 3, budget=TINY, **more)
     first, second = (line for line in table.splitlines() if line.startswith(("| dpo", "| simpo")))
-    assert first.startswith(f"| simpo | pairs | {RATES[1]:g} | 1.0") and second.startswith(f"| dpo | pairs | {RATES[1]:g} | 0.")
+    assert first.startswith(f"| simpo | pairs | {RATES[1]:g} | 1.0") and second.startswith(
+        f"| dpo | pairs | {RATES[1]:g} | 0."
+    )
     assert "minus dpo" in table and "Student's t over 3 seeds" in table
     ran = len(list(tmp_path.iterdir()))
     assert len(lines) == ran == 2 * (len(RATES) * len(TUNING_SEEDS) + 3)

@@ -98,10 +98,30 @@ def test_advice_on_the_balance() -> None:
     assert advice(6, 5) == advice(3, 2) == advice(5, 5) == ("", [])
     assert advice(1, 10, desirable_weight=12.0) == ("", [])
     refusal, (note,) = advice(2, 10)
-    assert refusal == "" and "= 0.20" in note and "desirable_weight: 6.25" in note
-    assert advice(2, 10, desirable_weight=6.25) == ("", [])  # what it advises, it accepts
+    assert refusal == "" and "= 0.20" in note and "balance: paper" in note
     assert advice(5, 0)[0] == "all 5 thumbs point up; kto needs both kinds"
     assert advice(0, 3)[0] == "all 3 thumbs point down; kto needs both kinds"
+
+
+@pytest.mark.parametrize(
+    ("balance", "up", "down", "good", "bad"),
+    [
+        ("paper", 2, 10, 6.25, 1.0),
+        ("legacy", 2, 10, 35 / 6, 1.0),
+        ("paper", 10, 2, 1.0, 4.0),
+        ("paper", 4, 4, 1.25, 1.0),
+        ("none", 2, 10, 1.0, 1.0),
+    ],
+)
+def test_weights_from_the_class_counts(balance: str, up: int, down: int, good: float, bad: float) -> None:
+    """lambda_D n_D / (lambda_U n_U) = 5/4 (legacy: 7/6), the smaller weight is 1: 5/4 * 10 / 2 = 6.25; 4/5 * 10 / 2 = 4."""
+    batch = thumbs([math.nan] * (up + down), [True] * up + [False] * down, [])
+    found = KTO(balance=balance).settle(batch)
+    assert isinstance(found, KTO)
+    assert (found.desirable_weight, found.undesirable_weight) == exactly((good, bad))
+    twice = KTO(balance=balance, desirable_weight=2.0).settle(batch)  # a weight that is given counts on top
+    assert isinstance(twice, KTO) and twice.desirable_weight == exactly(2 * good)
+    assert balance == "none" or found.advise(batch) == ("", [])  # what it advises, it accepts
 
 
 @pytest.mark.parametrize("option", ["beta", "desirable_weight", "undesirable_weight"])

@@ -12,10 +12,10 @@ from trimtab.compare.results import Results
 from trimtab.compare.runner import TUNING_SEEDS, best, run_all, tune
 from trimtab.compare.stats import check_paired
 from trimtab.compare.table import Row, legend, methods_table, promises_table
-from trimtab.compare.trial import RUN_OPTIONS, Budget, Trial
+from trimtab.compare.trial import JUDGED, RUN_OPTIONS, Budget, Trial
 from trimtab.config import resolve
 from trimtab.errors import ConfigError
-from trimtab.objectives import methods, objective_class
+from trimtab.objectives import Objective, methods, objective_class
 from trimtab.world.named import world
 
 OUTPUT = Path("runs/compare")
@@ -77,16 +77,27 @@ def check_promises(
 
 
 def parse_arms(text: str) -> list[Arm]:
-    """``all`` (but reward models), or ``dpo,cdpo:label_smoothing=0.2,kto``: methods separated by commas, options after colons."""
+    """``dpo,cdpo:label_smoothing=0.2,kto``: methods separated by commas, options after colons; ``all`` that can be compared."""
     if text == "all":
-        return [Arm(name) for name, cls in methods().items() if "score" not in cls.needs]
+        return [Arm(name) for name, cls in methods().items() if not _unfit(cls)]
     arms = []
     for part in text.split(","):
         method, *options = part.split(":")
         arms.append(Arm(method, _options(method, options)))
-        if "score" in objective_class(method).needs:
-            raise ConfigError(f"methods: {method} trains a reward model, which gives no answers to compare.")
+        if why := _unfit(objective_class(method)):
+            raise ConfigError(f"methods: {method} {why}.")
     return arms
+
+
+def _unfit(cls: type[Objective]) -> str:
+    """Why a method cannot be compared here, or ""."""
+    if "score" in cls.needs:
+        return "trains a reward model, which gives no answers to compare"
+    return (
+        ""
+        if cls.feedback.record in JUDGED
+        else f"learns from {cls.feedback.record.__name__.lower()}, which no judge gives"
+    )
 
 
 def _options(method: str, said: Sequence[str]) -> dict[str, Any]:

@@ -93,9 +93,12 @@ def judge(promise: Promise, ours: Sequence[Result], theirs: Sequence[Result]) ->
 
 
 LONG = replace(Budget(), steps=192)
+EPOCH = replace(Budget(), steps=32)  # every pair once; two chunks are then the halves of the epoch
+SDPO = Arm("dpo", {"reference_every": 16})
+PAFT, IN_TURN = Arm("dpo", {"merged_with": "sft"}), Arm("dpo", {"after": "sft"})
 DPO, SFT, KTO, BCO, TODO = Arm("dpo"), Arm("sft"), Arm("kto"), Arm("bco"), Arm("todo")
 MATCHED = Arm("bco", {"match_prompts": "tfidf"})
-WEIGHTED = Arm("kto", {"desirable_weight": 12.5})  # 1.25 down / up with a tenth of the ups: the rule of KTO's paper
+WEIGHTED = Arm("kto", {"balance": "paper"})
 BETA, IPO = Arm("beta_dpo"), Arm("ipo")
 PROMISES = (
     Promise("tells ties from wins better than DPO", "ties", "tie_auc", "higher", TODO, DPO),
@@ -117,4 +120,8 @@ PROMISES = (
     Promise("answers better after its good token than after its bad one", "plain", "good_minus_bad", "higher", Arm("csft"), None),
     Promise("stays closer to the start than DPO", "plain", "kl", "lower", Arm("tdpo2"), DPO),
     Promise("gains no less than DPO", "plain", "utility", "higher", Arm("tdpo2"), DPO, beyond=-0.1),
+    Promise("as sDPO in two stages gains more than DPO in one", "plain", "utility", "higher", SDPO, DPO, budget=EPOCH),
+    Promise("as PAFT keeps winning answers likelier than SFT then DPO", "plain", "chosen_shift", "higher", PAFT, IN_TURN),
+    Promise("as PAFT gains no less than SFT then DPO", "plain", "utility", "higher", PAFT, IN_TURN, beyond=-0.1),
+    Promise("gains on the judge's own scores", "plain", "utility", "higher", Arm("dro"), None),
 )  # fmt: skip

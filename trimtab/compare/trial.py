@@ -7,6 +7,7 @@ data where the view is the same, and are evaluated on the same held-out prompts 
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from trimtab.logprobs.layout import Mode
 from trimtab.logprobs.reference import FrozenCopy
 from trimtab.logprobs.score import Scorer, install
 from trimtab.objectives import Objective, objective_class
-from trimtab.tokens.batch import Example
+from trimtab.tokens.batch import Example, completion_keys
 from trimtab.tokens.template import tokenize
 from trimtab.update.callbacks import MovingReference
 from trimtab.update.trainer import Update
@@ -40,7 +41,13 @@ from trimtab.world.utility import Terms, terms, utility, word_count
 MODE: Mode = "shared"
 TOKENS = 8192  # per forward pass; no number depends on it
 MAX_LENGTH = 256
-RUN_OPTIONS = ("match_prompts", "reference_every", "reference_mix")  # options of a run that a trial knows too
+# options of a run, or of a pipeline, that a trial knows too: ``after`` names a method whose result is start and reference,
+# ``merged_with`` one that is trained beside it and whose weights are averaged with it (PAFT)
+RUN_OPTIONS = ("match_prompts", "reference_every", "reference_mix", "after", "merged_with")
+
+
+# judged answers behind one record; 0: all of a prompt's
+JUDGED: dict[type[Record], int] = {Comparison: 2, Demonstration: 2, Thumb: 1, Score: 1, Ranking: 0}
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,7 @@ class Budget:
 
     def batch_size(self, kind: type[Record]) -> int:
         """Records in a batch."""
-        judged = {Comparison: 2, Demonstration: 2, Thumb: 1, Score: 1, Ranking: self.answers}
-        return max(1, self.answers_per_step // judged[kind])
+        return max(1, self.answers_per_step // (JUDGED[kind] or self.answers))
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,15 @@ def _run(trial: Trial) -> dict[str, Any]:
     model = world_model.load_start()
     good, bad = _control(objective, model, trial.seed)
     examples = _examples(trial, objective, drawn, good, bad)
-    policy = fit(model, objective, examples, trial)
+    first = _other(trial, "after", drawn)
+    if first is not None:
+        model.load_state_dict(first.model.state_dict())
+    policy = fit(model, objective, examples, trial, first)
+    beside = _other(trial, "merged_with", drawn)
+    if beside is not None:
+        with torch.no_grad():
+            for mine, other in zip(policy.model.parameters(), beside.model.parameters(), strict=True):
+                mine.lerp_(other, 0.5)
     found = evaluate(policy, drawn, trial, good)
     measures = measure(
         Trained(
@@ -126,6 +140,15 @@ def _run(trial: Trial) -> dict[str, Any]:
         worse = evaluate(policy, drawn, trial, bad)["prompts"]["utility"]
         measures["good_minus_bad"] = float(np.mean(found["prompts"]["utility"]) - np.mean(worse))
     return {"records": len(examples), **found, "measures": measures}
+
+
+def _other(trial: Trial, which: str, drawn: Pool) -> Scorer | None:
+    """Another method of this trial, trained from the start model at the same rate and for as many steps."""
+    if which not in trial.options:
+        return None
+    other = replace(trial, method=trial.options[which], options={})
+    objective = other.objective()
+    return fit(world_model.load_start(), objective, _examples(other, objective, drawn, (), ()), other)
 
 
 def draw_pool(trial: Trial) -> Pool:
@@ -172,9 +195,9 @@ def _control(objective: Objective, model: Any, seed: int) -> tuple[tuple[int, ..
 
 
 @cache
-def start() -> FrozenCopy:
+def start() -> Known:
     """The start model: the reference of every method, one for the whole process."""
-    return _reference()
+    return Known(_reference())
 
 
 def _reference() -> FrozenCopy:
@@ -183,13 +206,49 @@ def _reference() -> FrozenCopy:
     return FrozenCopy(model, Scorer(model, MODE, TOKENS), torch.float32, "the controlled world's model")
 
 
-def fit(model: nn.Module, objective: Objective, examples: Sequence[Example], trial: Trial) -> Scorer:
-    """Full fine-tuning in float32 by the engine; returns the model with the way to score it."""
+class Known(FrozenCopy):
+    """The start model, which remembers the log-probs of whole data sets: many trials learn from the same one."""
+
+    def __init__(self, copied: FrozenCopy) -> None:
+        self.scorer, self.identity, self.moved = copied.scorer, copied.identity, False
+        self.rows: dict[bytes, torch.Tensor] = {}
+        self.sets: dict[str, dict[bytes, torch.Tensor]] = {}
+
+    def expect(self, examples: Sequence[Example]) -> None:
+        """These examples will be asked for. A set is scored as a whole, so no number depends on earlier trials."""
+        keys = [k for e in examples for k in completion_keys(e)]
+        name = hashlib.blake2b(b"".join(keys)).hexdigest()
+        if name not in self.sets:
+            self.sets = dict(list(self.sets.items())[-7:])  # a seed has a few: one for each kind of feedback
+            logps, lengths = self.scorer.score_all(examples)
+            self.sets[name] = dict(zip(keys, logps.split(lengths.tolist()), strict=True))
+        self.rows = self.sets[name]
+
+    def logps(self, examples: Sequence[Example]) -> torch.Tensor:
+        keys = [k for e in examples for k in completion_keys(e)]
+        if all(k in self.rows for k in keys):
+            return torch.cat([self.rows[k] for k in keys])
+        return super().logps(examples)  # KTO's mismatched ones
+
+
+def fit(
+    model: nn.Module, objective: Objective, examples: Sequence[Example], trial: Trial, begin: Scorer | None = None
+) -> Scorer:
+    """Full fine-tuning in float32 by the engine; returns the model with the way to score it.
+
+    Args:
+        begin: what the reference is, where it is not the start model.
+    """
     if "value" in objective.needs:
         add_critic(model, objective.critic, trial.seed)  # type: ignore[arg-type]
     install(model, torch.float32, MODE)
     scorer = Scorer(model, MODE, TOKENS)
-    reference = start() if "reference" in objective.needs else None
+    reference: FrozenCopy | None = None
+    if "reference" in objective.needs and begin is not None:
+        reference = FrozenCopy(begin.model, begin, torch.float32, "the stage before")
+    elif "reference" in objective.needs:
+        reference = start()
+        start().expect(examples)
     callbacks = []
     if "reference_every" in trial.options:
         reference = _reference()
@@ -214,7 +273,8 @@ def fit(model: nn.Module, objective: Objective, examples: Sequence[Example], tri
         size = trial.budget.batch_size(objective.feedback.record)
         update = Update(model, objective, scorer, reference, examples, size, args, callbacks=callbacks)
         update.denominator(examples)  # makes the view of all of them, as labels only
-        refusal, _ = objective.advise(update.whole)
+        update.objective = objective.settle(update.whole)
+        refusal, _ = update.objective.advise(update.whole)
         if refusal:
             raise DataError(refusal)
         update.train()

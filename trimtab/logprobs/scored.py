@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import NeedError
-from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Solution, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Prompt, Ranking, Record, Score, Solution, Thumb
 from trimtab.tokens.batch import Example
 
 # quantities of the policy's whole distribution at each completion token, computed inside the chunked head
@@ -317,6 +317,18 @@ class Thumbs(View):
         return len(self.desirable)
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Thumbs up, thumbs down."""
+        up = int(self.desirable.sum())
+        return up, len(self) - up
+
+    def one_sided(self, method: str) -> str:
+        """Why thumbs that all point one way cannot be learned from; "" where there are both kinds."""
+        up, down = self.counts
+        said = f"all {len(self)} thumbs point {'up' if up else 'down'}; {method} needs both kinds"
+        return "" if up and down else said
+
+    @property
     def mismatched(self) -> Completions:
         """Completions of the whole batch, each after another row's prompt, without a graph; needs ``mismatched``."""
         self.y.used.add("mismatched")
@@ -332,7 +344,7 @@ class Rankings(View):
     ``score`` [B] is what each was judged to be worth, NaN where that is unknown. K may differ from prompt to prompt.
     """
 
-    record = Ranking
+    record: ClassVar[type[Record]] = Ranking
     y: Completions
     prompt: Tensor
     rank: Tensor
@@ -361,6 +373,53 @@ class Rankings(View):
         place = torch.arange(len(self.prompt), device=values.device) - (count.cumsum(0) - count)[self.prompt]
         out = values.new_full((len(self), int(count.max()) if len(count) else 0), fill)
         return out.index_put((self.prompt, place), values)
+
+
+@dataclass(frozen=True)
+class Rollouts(Rankings):
+    """K answers that the policy itself sampled for each of R prompts; every answer has its ``score`` [B].
+
+    ``columns`` holds what :meth:`Objective.credit` computed when they were sampled, and ``behaviour``: constants, one per
+    token. Where a greedy answer was asked for, ``baseline`` is its score, repeated. A file holds the prompts only.
+    """
+
+    record: ClassVar[type[Record]] = Prompt
+    score: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def of(cls, y: Completions, examples: Sequence[Example], **more: Any) -> Self:
+        known = examples[0].columns if examples else {}
+        columns = {n: torch.cat([e.columns[n].to(y.length) for e in examples]) for n in known}
+        return super().of(y, examples, columns=columns, **more)
+
+    def column(self, name: str) -> Tensor:
+        """[N] constants of this name."""
+        if name not in self.columns:
+            raise NeedError(f'column "{name}" was read, but credit() did not compute it')
+        return self.columns[name]
+
+    @property
+    def behaviour(self) -> Tensor:
+        """[N] log-probability of each token under the policy that sampled it."""
+        return self.column("behaviour")
+
+    @property
+    def advantage(self) -> Tensor:
+        """[N] how much better than expected each token turned out, from :meth:`Objective.credit`."""
+        return self.column("advantage")
+
+    @property
+    def baseline(self) -> Tensor:
+        """[B] the score of the greedy answer to the same prompt; needs ``greedy``."""
+        self.y.used.add("greedy")
+        if "baseline" not in self.columns:
+            raise NeedError('the greedy answer was read, but "greedy" is not in the objective\'s needs')
+        return self.y.last(self.columns["baseline"])
+
+    def per_prompt(self, values: Tensor) -> Tensor:
+        """[B] -> [R]: sum a quantity of each answer over its prompt."""
+        return values.new_zeros(len(self)).index_add(0, self.prompt, values)
 
 
 @dataclass(frozen=True)

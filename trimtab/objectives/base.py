@@ -44,9 +44,9 @@ class Objective(ABC):
 
     Class attributes:
         feedback: the view it learns from (``Pairs``, ``Thumbs``, ...).
-        needs: quantities beyond the policy's log-probs: ``reference``, ``mismatched``, or one of
-            :data:`trimtab.logprobs.scored.EXTRAS`. Reading what is not declared raises, declaring what is not read
-            fails :func:`trimtab.objectives.check.check_objective`.
+        needs: quantities beyond the policy's log-probs: ``reference``, ``mismatched``, ``greedy`` (the score of a greedy
+            answer), or one of :data:`trimtab.logprobs.scored.EXTRAS`. Reading what is not declared raises, declaring what
+            is not read fails :func:`trimtab.objectives.check.check_objective`.
         coupled: True where one example's loss depends on other examples of the batch through the policy's
             log-probs, so that microbatches must be scored together before they are differentiated.
         ties: True where the method learns from ties; others refuse them.
@@ -113,6 +113,21 @@ class Objective(ABC):
         The loss then reads it as ``batch.memory``. Methods without memory leave this alone.
         """
         return memory
+
+    def credit(self, batch: Any, memory: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """What a method on rollouts computes once per round, when the answers were sampled and judged.
+
+        ``batch.y`` holds the log-probs of the policy that sampled (and reference and critic, where declared).
+
+        Returns:
+            Columns [N] that the loss then reads as constants (``advantage``, ``returns``, ...), and the memory after this
+            round (a KL coefficient that adapts, say).
+        """
+        return {}, memory
+
+    def settle(self, batch: Any) -> Objective:
+        """The method with the settings that follow from the labels of the whole training data (its log-probs are NaN)."""
+        return self
 
     def advise(self, batch: Any) -> tuple[str, list[str]]:
         """Look at the labels of the whole training data (its log-probs are NaN): why it cannot be learned from, or "",

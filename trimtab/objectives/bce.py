@@ -8,7 +8,6 @@ from torch.nn.functional import softplus
 
 from trimtab.logprobs.scored import Completions, Thumbs
 from trimtab.objectives.base import Objective, option
-from trimtab.objectives.kto import one_sided
 
 
 def class_means(batch: Thumbs, rows: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class BCE(Objective):
         return class_means(batch, rows) if self.average == "class" else rows
 
     def advise(self, batch: Thumbs) -> tuple[str, list[str]]:
-        return one_sided(self, batch.desirable), []
+        return batch.one_sided(self.name()), []
 
     def bound(self, batch: Thumbs) -> dict[str, Tensor]:
         """BCE >= DPO (theorem 1) of every good row against every bad one: for methods that see the batch as a whole."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import CheckFailed
-from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Scores, Solutions, Thumbs
+from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Rollouts, Scores, Solutions, Thumbs
 from trimtab.objectives.base import Objective
 from trimtab.tokens.batch import Example
 
@@ -46,7 +46,15 @@ def _require(ok: bool, objective: Objective, problem: str) -> None:
 
 
 def _per_row(view: type[Any]) -> int:
-    return {Pairs: 2, Thumbs: 1, Demonstrations: 1, Scores: 1, Solutions: 1, Rankings: PER_PROMPT}[view]
+    return {
+        Pairs: 2,
+        Thumbs: 1,
+        Demonstrations: 1,
+        Scores: 1,
+        Solutions: 1,
+        Rankings: PER_PROMPT,
+        Rollouts: PER_PROMPT,
+    }[view]
 
 
 def _examples(view: type[Any], rows: int) -> list[Example]:
@@ -66,7 +74,7 @@ def _examples(view: type[Any], rows: int) -> list[Example]:
         for i in range(rows)
     ]
     return [
-        cast(Example, SimpleNamespace(record=r, completions=r.completions, weight=1 + i / 10, marks=(0,)))
+        cast(Example, SimpleNamespace(record=r, completions=r.completions, weight=1 + i / 10, marks=(0,), columns={}))
         for i, r in enumerate(labels)
     ]
 
@@ -109,6 +117,10 @@ def _batch(
     mm_ref = (-2 * torch.rand(int(mm_length.sum()), generator=g, dtype=torch.float64)).to(dtype)
     mm = Completions(mm_ref + (0 if at_reference else 0.3), mm_length, mm_ref)
     mm.used = y.used
+    if view is Rollouts:
+        sampler = y.with_policy(ref + 0.2 * noise.flip(0))
+        sampler.used = y.used
+        _sampled(objective, sampler, examples, everything or "greedy" in objective.needs)
     around: Any = view.of(Completions(torch.full_like(logps.detach(), torch.nan), length), examples)
     if rows is not None:
         y = y.take(torch.tensor([r * k + j for r in rows for j in range(k)]))
@@ -119,6 +131,17 @@ def _batch(
     if objective.has_memory():
         made = view.of(y, examples, memory=objective.remember(made, {}), **more)
     return made, y, mm
+
+
+def _sampled(objective: Objective, y: Completions, examples: list[Example], greedy: bool) -> None:
+    """The constants that a round leaves on its examples; ``y``: under the policy that sampled."""
+    base = {"behaviour": y._token_logps} | ({"baseline": torch.full_like(y._token_logps, 0.5)} if greedy else {})
+    batch = Rollouts.of(y, examples)
+    found = objective.credit(replace(batch, columns=base), {})[0]
+    counts = [int(n) for n in y._length.view(len(examples), -1).sum(1)]
+    for name, column in {**base, **found}.items():
+        for e, part in zip(examples, column.detach().split(counts), strict=True):
+            e.columns[name] = part  # type: ignore[index]
 
 
 def _given(objective: Objective, y: Completions) -> Tensor:

@@ -1,6 +1,6 @@
 """Kahneman-Tversky Optimization: thumbs up and down, no pairs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class KTO(Objective):
     """
 
     beta: float = option(0.1, "risk aversion: how soon utility saturates", source="paper, section 4.2", above=0)
+    balance: str = option("none", "times weights by class counts", source="eq. 9", choices=("none", "paper", "legacy"))
     desirable_weight: float = option(1.0, "lambda_D", source="paper, equation 8", above=0)
     undesirable_weight: float = option(1.0, "lambda_U", source="paper, equation 8", above=0)
     feedback, needs = Thumbs, frozenset({"reference", "mismatched"})
@@ -41,20 +42,19 @@ class KTO(Objective):
         good = self.desirable_weight * torch.sigmoid(-advantage)  # 1 - sigma(u) = sigma(-u)
         return torch.where(batch.desirable, good, self.undesirable_weight * torch.sigmoid(advantage))
 
+    def settle(self, batch: Thumbs) -> Objective:
+        if self.balance == "none":
+            return self
+        up, down = (max(n, 1) for n in batch.counts)  # in the middle of [1, 3/2], or of [1, 4/3]
+        weight = (5 / 4 if self.balance == "paper" else 7 / 6) * down / up
+        good, bad = self.desirable_weight * max(weight, 1), self.undesirable_weight * max(1 / weight, 1)
+        return replace(self, balance="none", desirable_weight=good, undesirable_weight=bad)
+
     def advise(self, batch: Thumbs) -> tuple[str, list[str]]:
-        up, down = max(int(batch.desirable.sum()), 1), max(int((~batch.desirable).sum()), 1)
-        ratio = self.desirable_weight * up / (self.undesirable_weight * down)
-        note = (
-            f"{up} thumbs up and {down} down give lambda_D n_D / (lambda_U n_U) = {ratio:.2f}; KTO's paper asks for 1 to 3/2 "
-            f"(equation 9; 4/3 in its early versions): e.g. desirable_weight: {1.25 * down * self.undesirable_weight / up:.3g}"
-        )
-        return one_sided(self, batch.desirable), [] if 1 <= ratio <= 1.5 else [note]
+        up, down = batch.counts
+        ratio = self.desirable_weight * up / (self.undesirable_weight * max(down, 1))
+        note = f"lambda_D n_D / (lambda_U n_U) = {ratio:.2f} ({up} up, {down} down); the paper asks for 1 to 3/2: balance: paper"
+        return batch.one_sided(self.name()), [] if 1 <= ratio <= 1.5 else [note]
 
     def metrics(self, batch: Thumbs) -> dict[str, Tensor]:
         return {"kl": self.baseline(batch).reshape(1)}
-
-
-def one_sided(method: Objective, up: Tensor) -> str:
-    """Why thumbs that all point one way cannot be learned from; "" where there are both kinds."""
-    said = f"all {len(up)} thumbs point {'up' if up.any() else 'down'}; {method.name()} needs both kinds"
-    return "" if up.any() and not up.all() else said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from trimtab.logprobs.scored import EXTRAS, Demonstrations, Pairs, Rankings, Scores, Solutions, Thumbs
+from trimtab.logprobs.scored import EXTRAS, Demonstrations, Pairs, Rankings, Rollouts, Scores, Solutions, Thumbs
 from trimtab.objectives.base import Objective
 
 SHAPES = {
@@ -15,10 +15,12 @@ SHAPES = {
     Scores: ("pointwise", "score", "single"),
     Solutions: ("pointwise", "binary", "single"),
     Demonstrations: ("pointwise", "demonstration", "single"),
+    Rollouts: ("pointwise", "score", "list"),
 }
 NEEDS = {
     "reference": "log pi_ref of every token (copy, switched-off adapter, or cache)",
     "mismatched": "answers of the batch after other rows' prompts",
+    "greedy": "the score of the greedy answer to each prompt",
     **EXTRAS,
 }
 GLOSSARY = {
@@ -37,9 +39,9 @@ GLOSSARY = {
 def axes(cls: type[Objective]) -> dict[str, str]:
     """Where the method lies on the thirteen axes of the alignment survey (arXiv:2407.16216, table 1)."""
     reward, feedback, shape = SHAPES[cls.feedback]
-    referenced = "reference" in cls.needs
+    referenced, sampled = "reference" in cls.needs, cls.feedback is Rollouts
     return {
-        "reward": "explicit" if "value" in cls.needs or "score" in cls.needs else "implicit",
+        "reward": "explicit" if sampled or {"value", "score"} & cls.needs else "implicit",
         "reward of": reward,
         "level": cls.level,
         "negatives only": _yes(cls.negatives_only),
@@ -49,10 +51,24 @@ def axes(cls: type[Objective]) -> dict[str, str]:
         "reference": "based" if referenced else "free",
         "length control": _yes(cls.length_control),
         "divergence": cls.divergence if referenced else "none",
-        "policy": "off",
-        "iterative": "no",
+        "policy": "on" if sampled else "off",
+        "iterative": _yes(sampled),
         "merged with SFT": _yes(cls.with_sft),
     }
+
+
+def in_short(cls: type[Objective]) -> str:
+    """The axes as one line; an axis of yes and no is named where it is yes."""
+    a = axes(cls)
+    kl = f" ({a['divergence']})" if a["reference"] == "based" else ""
+    said = [
+        f"{a['reward']} reward of {a['reward of']}",
+        f"{a['level']} level",
+        f"{a['feedback']} feedback on {a['answers']}s from {a['labels from']}",
+        f"reference-{a['reference']}{kl}",
+        f"{a['policy']}-policy",
+    ]
+    return ", ".join(said + [name for name, value in a.items() if value == "yes"])
 
 
 def _yes(value: bool) -> str:

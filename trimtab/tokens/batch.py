@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from trimtab.feedback.records import Record
 
@@ -22,6 +24,8 @@ class Example:
         weight: how much the row counts where a method corrects for a shift between the prompts of good and of bad
             completions (BCO); computed from all prompts in preparation, 1 otherwise.
         marks: the tokens of the completion at which its judged steps end, where it is a solution in steps.
+        columns: what was computed once, when the policy sampled these completions: name -> [n] constants, one for each
+            token of all completions (behaviour log-probs, advantages, returns).
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +33,7 @@ class Example:
     record: Record
     weight: float = 1.0
     marks: tuple[int, ...] = ()
+    columns: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def tokens(self) -> int:
