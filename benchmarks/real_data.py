@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,11 @@ RUNS = {
     "simpo-en": (EN, f"--method simpo --batch_size 8 {LONG}"),
     "dpo-zh": (ZH, f"--method dpo --batch_size 8 {LONG}"),
     "simpo-zh": (ZH, f"--method simpo --batch_size 8 {LONG}"),
+    "bco-halueval": ("halueval/general_data.json", "--method bco --match_prompts tfidf --limit 1000"),
+    "plackett-luce-finegrained": (QA, "--method plackett_luce --limit 150 --shape 'finegrained ranking'"),
+    "reward-model-hh": (HH, "--method reward_model --limit 1000"),
 }
+JUDGED = {"reward-model-hh": "llmbar/natural.json"}  # scored with the model afterwards
 SHOWN = ("rewards/accuracies", "rewards/auc", "accuracies/three_way", "nll")
 
 
@@ -44,8 +49,13 @@ def main() -> None:
             file, flags = RUNS[name]
             card = OUT / name / "run.json"
             if not card.exists() or json.loads(card.read_text())["status"] != "finished":
-                command = [sys.executable, "-m", "trimtab", "train", str(DATA / file), *flags.split()]
+                command = [sys.executable, "-m", "trimtab", "train", str(DATA / file), *shlex.split(flags)]
                 subprocess.run([*command, "--output", str(OUT / name)], check=False)
+            if name in JUDGED and card.exists():
+                out = ["--policy", str(OUT / name), "--out", str(OUT / name / "judged.jsonl")]
+                command = [sys.executable, "-m", "trimtab", "score", str(DATA / JUDGED[name]), *out]
+                told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+                (OUT / name / "judged.txt").write_text(f"{JUDGED[name]}: {told.rpartition('; ')[2]}")
     print(table())
 
 
@@ -57,17 +67,28 @@ def table() -> str:
     lines.append("|---|---|---|---|---|---|")
     for name in RUNS:
         file = OUT / name / "run.json"
-        if not file.exists():
+        card = json.loads(file.read_text()) if file.exists() else {}
+        if card.get("status") != "finished":
             continue
-        card = json.loads(file.read_text())
         data, engine = card["data"], card["engine"]
         dropped = "; ".join(f"{n} {reason}" for reason, n in data["dropped"].items()) or "none"
         before, after = card["evaluation"].get("before", {}), card["evaluation"].get("after", {})
         show = lambda e: "<br>".join(f"{k} {_interval(e[k])}" for k in SHOWN if k in e)  # noqa: E731
+        shift, judged = data.get("prompt_shift"), OUT / name / "judged.txt"
+        also = f"prompt AUC {shift['auc_before']:.3f}, matched {shift['auc_after']:.3f}" if shift else ""
+        also += judged.read_text() if judged.exists() else ""
         kl = _interval(card["samples"]["kl"]) if card.get("samples", {}).get("kl") else ""
         cost = f"{card.get('steps')}, {card.get('seconds', 0) / 60:.0f}, {engine.get('peak_memory_gb')}"
         rows = f"{data['train']:,}, {data['held_out']:,}, {dropped}"
-        lines.append(f"| {name} `{RUNS[name][1]}` | {rows} | {show(before)} | {show(after)} | {kl} | {cost} |")
+        cells = (
+            f"{name} `{RUNS[name][1]}`",
+            rows,
+            show(before),
+            "<br>".join(filter(None, [show(after), also])),
+            kl,
+            cost,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

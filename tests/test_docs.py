@@ -28,7 +28,7 @@ SKIPPED = re.compile(r"<!--\s*not run:\s*(\S.*?)\s*-->")
 OUTPUT = re.compile(r"<!--\s*output\s*-->")
 # what a block may hold that is not run: commands that make an environment, or that train for minutes
 LONG = re.compile(
-    r"(make \w+|(\S+/)?python3? (-m )?benchmarks\S*( .*)?|trimtab demo( .*)?|git clone .*|cd .*|#.*)\s*(#.*)?"
+    r"(make \w+|(\S+/)?python3? (-m )?benchmarks\S*( .*)?|trimtab (demo|compare)( .*)?|git clone .*|cd .*|#.*)\s*(#.*)?"
 )
 
 

@@ -80,7 +80,8 @@ class Probe:
                 "reward_after": interval(new),
                 "reward_name": reward.__doc__ or "",
             }
-            found["reward_gain"] = paired_gain(old, new).to_json()
+            if len(rows) > 1:
+                found["reward_gain"] = paired_gain(old, new).to_json()
         return rows, found
 
     def kl(self, after: Sequence[tuple[int, ...]], scorer: Scorer, start: str) -> Any:
