@@ -1,4 +1,4 @@
-"""Every offline method of the catalogue is there, with file, test, recipe and card; nothing is there that is not listed."""
+"""Every method of the catalogue is there, with file, test, recipe and card; nothing is there that is not listed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ CATALOGUE = {
     ],
     "scores": ["dro"],
     "reward models": ["reward_model", "reward_model_ties", "k_wise_reward", "score_model", "preference_model", "process_reward"],
+    "rollouts": ["rloo"],
 }  # fmt: skip
 EVERY = sorted(name for names in CATALOGUE.values() for name in names)
 WITH_ANOTHER = {"tdpo1": "tdpo", "tdpo2": "tdpo", "pairwise_cringe": "cringe"}  # tested in one file

@@ -28,8 +28,10 @@ from tests.tiny_folder import feedback_file, tiny_folder
 from trimtab.cli import files_and_options
 from trimtab.feedback.read import read
 from trimtab.feedback.records import Message
+from trimtab.logprobs.scored import Rollouts
 from trimtab.models import grow_vocabulary
 from trimtab.objectives import methods
+from trimtab.online.sample import Answer
 from trimtab.tokens.template import Template
 
 COMMANDS = (
@@ -48,6 +50,8 @@ COMMANDS = (
     "demo",
 )
 SHORT = ("--max_steps", 2, "--batch_size", 4, "--precision", "float32")
+JUDGE = "def length(prompt, answer):\n    return len(answer) / 10\n"
+ROUNDS = ("--judge", "rule:judge.py:length", "--rounds", 2, "--prompts_per_round", 2, "--precision", "float32")
 ROOT = Path(__file__).parent.parent
 ESCAPE = "\x1b"
 # a reward model answers nothing: its runs are in test_reward_models.py
@@ -59,7 +63,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cli")
     tiny_folder(folder / "tiny")
-    for kind in ("comparison", "ties", "thumb", "score", "demonstration", "ranking"):
+    (folder / "judge.py").write_text(JUDGE)
+    for kind in ("comparison", "ties", "thumb", "score", "demonstration", "ranking", "prompt"):
         feedback_file(folder / f"{kind}.jsonl", kind, 12)
     return folder
 
@@ -79,7 +84,8 @@ def trained(workspace: Path) -> Callable[[str], tuple[Path, str]]:
         if method not in runs:
             folder = workspace / "trained" / method
             options = ("--samples", 2, "--sample_tokens", 6, "--learning_rate", 0.01, "--holdout", 0.2)
-            words = ("--method", method, "--model", "./tiny", *SHORT, *options, "--output", folder)
+            short = SHORT if methods()[method].feedback is not Rollouts else ROUNDS
+            words = ("--method", method, "--model", "./tiny", *short, *options, "--output", folder)
             runs[method] = folder, done("train", data_of(method), *words)
         return runs[method]
 
@@ -433,7 +439,7 @@ def test_hostile_text_changes_nothing_in_the_report(tmp_path: Path) -> None:
 def test_hostile_answers_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     ids = [tuple(tokenizer(text)["input_ids"]) for text in HOSTILE]
-    monkeypatch.setattr("trimtab.online.sample.sample", lambda *_, **__: ids)
+    monkeypatch.setattr("trimtab.online.sample.sample", lambda *_, **__: [[Answer(i, True, ())] for i in ids])
     told = done("generate", "hi", "--model", "./tiny")
     assert ESCAPE not in told and "\x07" not in told and "\u202e" not in told
     lines = told.splitlines()

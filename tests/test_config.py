@@ -12,8 +12,10 @@ import yaml
 
 from trimtab.config import OPTIMIZERS, SCHEDULES, RunConfig, load_yaml, resolve, run_options, without_effect
 from trimtab.errors import ConfigError
+from trimtab.logprobs.scored import Rollouts
 from trimtab.objectives import methods
 
+JUDGED = {"judge": "rule:judge.py:brief"}
 RECIPES = sorted((Path(__file__).parent.parent / "trimtab" / "recipes").glob("*.yaml"))
 
 
@@ -62,8 +64,11 @@ def test_codes_and_columns_may_be_numbers_in_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", methods())
 def test_the_resolved_configuration_gives_itself_again(method: str, tmp_path: Path) -> None:
-    for values in ({}, {"finetune": "full"}, {"max_steps": 3}, {"samples": 0, "holdout": 0}, {"template": "plain"}):
-        config = resolve({"data": "x.jsonl", "method": method, **values})
+    online = methods()[method].feedback is Rollouts
+    more: dict[str, Any] = JUDGED if online else {}
+    short = {"rounds": 3} if online else {"max_steps": 3}
+    for values in ({}, {"finetune": "full"}, short, {"samples": 0, "holdout": 0}, {"template": "plain"}):
+        config = resolve({"data": "x.jsonl", "method": method, **more, **values})
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(config.flat()))
         assert resolve({}, str(file)).flat() == config.flat()
@@ -160,7 +165,19 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"l1": 0.1}, {"finetune": "full"}),
     ({"reference_every": 5}, {"method": "simpo"}),
     ({"reference_mix": 0.5}, {}),
-]
+    *(({name: value}, {}) for name, value in {
+        "rounds": 2, "prompts_per_round": 4, "answers": 2, "passes": 2, "sample_temperature": 0.7, "keep_rounds": "all",
+        "redraw": 1, "end_penalty": 1.0, "token_penalty": 0.1, "overlong_buffer": 4, "overlong_penalty": 2.0,
+        "largest_gap": 0.2, "correct_sampling": 2.0,
+    }.items()),
+    *(({name: value}, JUDGED) for name, value in {
+        "epochs": 2, "max_steps": 3, "convert": "thumb", "match_prompts": "tfidf", "eval_every": 3, "truncation": "prompt",
+        "max_truncated": 0.5, "ties": "drop", "score_threshold": 1, "largest_gap": 0.2, "correct_sampling": 2.0,
+    }.items()),
+    ({"pairs": "all"}, {**JUDGED, "method": "kto"}),
+    ({"tie_threshold": 0.1}, {**JUDGED, "method": "kto"}),
+    ({"overlong_penalty": 2.0}, {**JUDGED, "method": "rloo"}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("option", "other"), WITHOUT_EFFECT)
@@ -178,6 +195,7 @@ def test_every_option_of_the_table_is_tested() -> None:
         idle |= set(without_effect(resolve({"data": "x", **values})))
     idle |= set(without_effect(resolve({"data": "x", "method": "todo", "max_steps": 1, "schedule": "constant"})))
     idle |= set(without_effect(resolve({"data": "x", "method": "reward_model"})))
+    idle |= set(without_effect(resolve({"data": "x", "method": "kto", **JUDGED})))
     assert idle == {name for option, _ in WITHOUT_EFFECT for name in option}
 
 

@@ -302,7 +302,8 @@ def imports(source: str) -> set[str]:
 
 def forbidden(source: str, file: Path) -> set[str]:
     siblings = {f"trimtab.{file.parent.name}.{f.stem}" for f in file.parent.glob("*.py")}
-    allowed = SEAM | siblings | {"trimtab.objectives"} | OUTER.get(file.name, set())
+    credit = {f"trimtab.credit.{f.stem}" for f in (ROOT / "credit").glob("*.py")}
+    allowed = SEAM | siblings | credit | {"trimtab.objectives"} | OUTER.get(file.name, set())
     ours = {m for m in imports(source) if m.partition(".")[0] not in {"torch", *sys.stdlib_module_names}}
     return {m for m in ours if m not in allowed and not (file.name == "__init__.py" and m == "trimtab")}
 

@@ -22,7 +22,7 @@ from trimtab.feedback.records import Thumb
 from trimtab.logprobs.cache import LogpCache
 from trimtab.logprobs.layout import Mode, cost
 from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy
-from trimtab.logprobs.scored import Completions, Pairs
+from trimtab.logprobs.scored import Completions, Pairs, Rollouts
 from trimtab.objectives import methods
 from trimtab.objectives.base import Objective, option
 from trimtab.objectives.check import check_objective
@@ -83,7 +83,7 @@ def data(objective: Objective, n: int = N, seed: int = 0) -> list[Example]:
         examples[i] = replace(e, completions=apart)
     if objective.feedback.record is Thumb and n > 3:  # two answers to one prompt, next to each other
         examples[3] = Example(examples[2].prompt, examples[3].completions, examples[3].record)
-    return examples
+    return tiny.sampled(objective, examples, seed) if objective.feedback is Rollouts else examples
 
 
 def test_the_objectives_of_this_file_keep_the_contract() -> None:

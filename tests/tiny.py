@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Record, Score, Solution, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Message, Prompt, Ranking, Record, Score, Solution, Thumb
 from trimtab.logprobs.critic import add_critic
+from trimtab.logprobs.scored import EXTRAS, Completions, Rollouts
 from trimtab.objectives.base import Objective
 from trimtab.tokens.batch import Example
 
@@ -79,7 +81,7 @@ def examples(kind: type[Record], n: int = 6, k: int = 2, seed: int = 0, ties: bo
     out = []
     for i in range(n):
         prompt = tuple(rng.randrange(3, VOCAB) for _ in range(rng.randrange(2, 14)))
-        count = {Comparison: 2, Ranking: k}.get(kind, 1)
+        count = {Comparison: 2, Ranking: k, Prompt: k}.get(kind, 1)
         answers = tuple((*(rng.randrange(3, VOCAB) for _ in range(rng.randrange(0, 9))), 2) for _ in range(count))
         said = (Message("user", f"prompt {i}"),)
         record: Record
@@ -87,7 +89,7 @@ def examples(kind: type[Record], n: int = 6, k: int = 2, seed: int = 0, ties: bo
             record = Comparison(said, "a", "b", tie=ties and rng.random() < 0.4)
         elif kind is Thumb:
             record = Thumb(said, "a", desirable=rng.random() < 0.5)
-        elif kind is Ranking:
+        elif kind in (Ranking, Prompt):  # of a prompt's own answers, what they are worth is known
             worth = tuple(sorted((rng.random() for _ in range(k)), reverse=True))
             record = Ranking(said, tuple("abcdefgh"[:k]), tuple(range(1, k + 1)), worth)
         elif kind is Score:
@@ -103,3 +105,27 @@ def examples(kind: type[Record], n: int = 6, k: int = 2, seed: int = 0, ties: bo
             record = Demonstration(said, "a")
         out.append(Example(prompt, answers, record))
     return out
+
+
+def sampled(objective: Objective, examples: list[Example], seed: int = 0) -> list[Example]:
+    """The same as a round would leave them: with constants of the policy that sampled (not the one that learns)."""
+    noise = torch.Generator().manual_seed(seed)
+    length = torch.tensor([len(c) for e in examples for c in e.completions])
+    counts = [sum(map(len, e.completions)) for e in examples]
+    total = int(length.sum())
+
+    def drawn() -> torch.Tensor:
+        return -4 * torch.rand(total, generator=noise, dtype=torch.float64)
+
+    extras = {need: drawn() for need in objective.needs & EXTRAS.keys()}
+    columns = {"behaviour": drawn()}
+    if "reference" in objective.needs:
+        columns["reference"] = drawn()
+    if "greedy" in objective.needs:
+        base = torch.rand(len(examples), generator=noise, dtype=torch.float64)
+        columns["baseline"] = base.repeat_interleave(torch.tensor(counts))
+    y = Completions(columns["behaviour"], length, columns.get("reference"), extras)
+    batch = replace(Rollouts.of(y, examples), columns=columns)
+    columns |= {k: v.detach() for k, v in objective.credit(batch, {})[0].items()}
+    parts = {k: v.split(counts) for k, v in columns.items()}
+    return [replace(e, columns={k: v[i] for k, v in parts.items()}) for i, e in enumerate(examples)]

@@ -420,12 +420,13 @@ def generate(
     answers = sample(
         load_model(model), tokenizer, ids, max_new_tokens=max_new_tokens, seed=seed, temperature=temperature
     )
-    for answer in answers:
-        _say(tokenizer.decode(list(answer), skip_special_tokens=True))
+    for (answer,) in answers:
+        _say(tokenizer.decode(list(answer.ids), skip_special_tokens=True))
 
 
 @app.command()
 def compare(
+    ctx: typer.Context,
     world: str = typer.Option("plain", help="a world's name, or one with changes: ties,flip=0.2"),
     methods: str = typer.Option("all", help="dpo,cdpo:label_smoothing=0.2,kto; all: every method that answers"),
     seeds: int = typer.Option(5, min=2, help="replicates: own prompts, answers, judgements, held-out prompts"),
@@ -446,9 +447,14 @@ def compare(
 
     more: dict[str, Any] = {"output": output, "workers": workers, "command": _command(), "tell": _progress}
     if promises:
-        if (world, methods, steps, against) != ("plain", "all", 48, "dpo"):
+        given = [
+            n
+            for n in ("world", "methods", "steps", "against")
+            if (source := ctx.get_parameter_source(n)) and source.name != "DEFAULT"
+        ]
+        if given:
             raise ConfigError(
-                "promises name their own methods and worlds: world, methods, steps, against have no effect."
+                f"promises name their own methods and worlds: {', '.join(given)} would have no effect. Leave it out."
             )
         typer.echo(check_promises(seeds, **more))
         return

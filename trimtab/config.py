@@ -11,6 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.errors import ConfigError, nearest
+from trimtab.feedback.records import Comparison, Thumb
+from trimtab.logprobs.scored import Rollouts
 from trimtab.objectives import Objective, objective_class
 from trimtab.objectives.base import typed
 
@@ -120,6 +122,31 @@ class RunConfig(BaseModel):
     samples: int = Field(8, ge=0, description="held-out prompts answered before and after, for the report and the KL")
     sample_tokens: int = Field(96, ge=1, description="longest sampled answer")
 
+    judge: str | None = Field(
+        None,
+        description="who judges answers that the policy samples; the data is then read as prompts. rule:FILE.py:FUNCTION, "
+        "rule:MODULE:FUNCTION, or model:FOLDER (a reward model's run folder)",
+    )
+    rounds: int = Field(20, ge=1, description="rounds of sampling, judging and learning")
+    prompts_per_round: int = Field(16, ge=1, description="prompts of a round")
+    answers: int = Field(4, ge=1, description="answers to each prompt")
+    passes: int = Field(1, ge=1, description="times that a round's answers are learned from")
+    sample_temperature: float = Field(1.0, gt=0, description="of sampling")
+    keep_rounds: Literal["last", "all"] = Field("last", description="learn from this round, or from all so far")
+    redraw: int = Field(
+        0, ge=0, description="times that prompts whose answers are all judged alike are replaced (DAPO)"
+    )
+    end_penalty: float = Field(0.0, ge=0, description="subtracted where an answer did not end (missing-EOS rule)")
+    token_penalty: float = Field(0.0, ge=0, description="subtracted for each token of an answer")
+    overlong_buffer: int = Field(
+        0, ge=0, description="last tokens before sample_tokens over which a penalty rises (DAPO)"
+    )
+    overlong_penalty: float = Field(1.0, gt=0, description="that penalty where the answer has sample_tokens")
+    largest_gap: float = Field(0.1, gt=0, description="nats a token by which sampler and engine may differ")
+    correct_sampling: float | None = Field(
+        None, gt=0, description="cap of the importance weight that corrects for that difference (default: none)"
+    )
+
     options: dict[str, Any] = Field(default_factory=dict, description="the method's hyperparameters")
 
     def objective(self) -> Objective:
@@ -213,6 +240,14 @@ def _readable(e: ValidationError) -> str:
     return " ".join(lines)
 
 
+# only where answers are sampled; and what then decides nothing
+ONLINE = (
+    *("rounds", "prompts_per_round", "answers", "passes", "sample_temperature", "keep_rounds", "redraw", "end_penalty"),
+    *("token_penalty", "overlong_buffer", "overlong_penalty", "largest_gap", "correct_sampling"),
+)
+OF_A_FILE = ("convert", "epochs", "max_steps", "ties", "match_prompts", "eval_every", "truncation", "max_truncated")
+
+
 def without_effect(config: RunConfig) -> dict[str, str]:
     """Options that decide nothing in this run, each with the reason."""
     objective = config.objective()
@@ -221,7 +256,19 @@ def without_effect(config: RunConfig) -> dict[str, str]:
     def add(why: str, *names: str) -> None:
         idle.update(dict.fromkeys(names, why))
 
-    if config.convert is None:
+    if config.judge is None:
+        add("nothing is sampled (set judge)", *ONLINE)
+    else:
+        add("the answers are sampled and judged, not read from the file", *OF_A_FILE)
+        if objective.feedback is not Rollouts:
+            add(f"{objective.name()} learns from records, not from rollouts", "largest_gap", "correct_sampling")
+        if config.overlong_buffer == 0:
+            add("overlong_buffer is 0", "overlong_penalty")
+        if objective.feedback.record is not Comparison:
+            add(f"{objective.name()} does not learn from pairs", "pairs", "tie_threshold")
+        if objective.feedback.record is not Thumb:
+            add(f"{objective.name()} does not learn from thumbs", "score_threshold")
+    if config.convert is None and config.judge is None:
         add("nothing is converted (set convert)", "tie_threshold", "score_threshold")
     if "reference" not in objective.needs:
         add(f"{objective.name()} has no reference model", "reference", "cache", "reference_every", "reference_mix")
@@ -248,13 +295,13 @@ def without_effect(config: RunConfig) -> dict[str, str]:
     if "score" in objective.needs:
         answering = ("samples", "sample_tokens") if config.samples else ("sample_tokens",)
         add(f"{objective.name()} trains a reward model, which answers nothing", *answering)
-    elif config.samples == 0:
+    elif config.samples == 0 and config.judge is None:
         add("samples is 0", "sample_tokens")
     if config.holdout == 0:
         add("holdout is 0: there is nothing to evaluate on", "eval_every")
     if config.save_every is None:
         add("no checkpoint is written (set save_every)", "keep_checkpoints")
-    if config.max_steps > 0:
+    if config.max_steps > 0 and config.judge is None:
         add("max_steps decides", "epochs")
     if config.schedule == "constant":
         add("schedule is constant (use constant_with_warmup)", "warmup")
@@ -267,6 +314,26 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
     for name, why in without_effect(config).items():
         if name in given:
             raise ConfigError(f'The option "{name}" has no effect here: {why}. Remove it.')
+    if objective.feedback is Rollouts and config.judge is None:
+        raise ConfigError(
+            f"{objective.name()} learns from answers that the policy samples: say who judges them, such as "
+            "--judge rule:FILE.py:FUNCTION. The data is then read as prompts."
+        )
+    if config.judge is not None and "score" in objective.needs:
+        raise ConfigError(
+            f"{objective.name()} trains a reward model, which answers nothing that could be judged. Drop judge."
+        )
+    if config.judge is not None and objective.feedback is Rollouts and config.sample_temperature != 1:
+        raise ConfigError(
+            f"{objective.name()} learns from the probability of its own answers, and the engine computes it at temperature 1; "
+            f"sample_temperature is {config.sample_temperature:g}. Remove it."
+        )
+    if config.judge is not None and config.reference == "cache":
+        raise ConfigError("reference: cache holds answers of a file, and here they are sampled. Use copy or adapter.")
+    if config.overlong_buffer > config.sample_tokens:
+        raise ConfigError(
+            f"overlong_buffer is {config.overlong_buffer} and an answer has {config.sample_tokens} tokens at most."
+        )
     if config.finetune == "full" and config.reference == "adapter":
         raise ConfigError("reference: adapter needs finetune: lora; with full use copy or cache.")
     if config.reference_every is not None and config.reference in ("adapter", "cache"):

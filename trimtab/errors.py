@@ -47,6 +47,10 @@ class CheckpointError(TrimtabError, RuntimeError):
     """A checkpoint is incomplete or does not belong to this run."""
 
 
+class JudgeError(TrimtabError, RuntimeError):
+    """A judge cannot be asked at all, or fails more often than the user allows."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """``' Did you mean "beta"?'`` or an empty string: the tail of every error about an unknown name."""
     import difflib

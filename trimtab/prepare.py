@@ -19,7 +19,7 @@ from trimtab.config import RunConfig
 from trimtab.errors import ConfigError, DataError, FeedbackKindError, TrimtabError
 from trimtab.feedback.convert import PATHS, convert, settle_ties
 from trimtab.feedback.read import Reading, read
-from trimtab.feedback.records import Comparison, Conversation, Record
+from trimtab.feedback.records import Comparison, Conversation, Prompt, Record
 from trimtab.feedback.shift import Embed, Shift, embedder, prompt_shift
 from trimtab.logprobs.scored import Completions
 from trimtab.models import end_tokens, load_tokenizer
@@ -148,6 +148,20 @@ def prepare(config: RunConfig, objective: Objective, template: Template) -> Prep
     if config.match_prompts not in ("none", "policy"):  # the policy is not loaded yet
         match_prompts(config, prepared, embedder(config.match_prompts))
     return prepared
+
+
+def prepare_prompts(config: RunConfig, objective: Objective, template: Template) -> Prepared:
+    """The prompts of a file of any kind, for answers that will be sampled; a share of them is kept for evaluation."""
+    reading, records, _ = read_records(config)
+    prompts, told = convert(records, to="prompt") if not isinstance(records[0], Prompt) else (list(records), "")
+    train, held_out = split_by_prompt(prompts, config.holdout, config.seed)
+    examples, report = tokenize([*train, *held_out], template, max_length=config.max_length - config.sample_tokens)
+    kept_out = {r.prompt for r in held_out}
+    left = [e for e in examples if e.record.prompt not in kept_out]
+    if not left:
+        raise DataError(f"{config.data}: no prompt is left to train on. Lower holdout ({config.holdout:g}).")
+    others = [e for e in examples if e.record.prompt in kept_out]
+    return Prepared(left, others, reading, [str(told)] if told else [], report, objective)
 
 
 def match_prompts(config: RunConfig, prepared: Prepared, embed: Embed) -> None:

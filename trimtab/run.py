@@ -30,6 +30,8 @@ from trimtab import __version__
 from trimtab.config import RunConfig
 from trimtab.errors import CheckpointError, ConfigError, ModelError, TrimtabError
 from trimtab.feedback.shift import prompt_text
+from trimtab.judges.named import named_judge
+from trimtab.judges.rule import RuleJudge
 from trimtab.logprobs.attention import KERNEL
 from trimtab.logprobs.cache import LogpCache, weights_hash
 from trimtab.logprobs.critic import add_critic
@@ -53,7 +55,8 @@ from trimtab.models import (
     load_model,
     load_reward_model,
 )
-from trimtab.prepare import Prepared, make_template, match_prompts, prepare
+from trimtab.online.rounds import Plan, Rounds
+from trimtab.prepare import Prepared, make_template, match_prompts, prepare, prepare_prompts
 from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
 from trimtab.report.text import visible
@@ -149,7 +152,8 @@ class _Run:
     def go(self, reward: Reward | None, test_prompts: Sequence[str]) -> None:
         config = self.config
         template = make_template(config)
-        data = prepare(config, self.objective, template)
+        self.judge = named_judge(config.judge) if config.judge else None
+        data = (prepare_prompts if self.judge else prepare)(config, self.objective, template)
         if data.objective != self.objective:
             self.objective = data.objective
             self.card["settled"] = dataclasses.asdict(self.objective)
@@ -163,6 +167,8 @@ class _Run:
         rewards = "score" in self.objective.needs  # a reward model answers nothing
         count, test_prompts = (0, ()) if rewards else (config.samples, test_prompts)
         probe = Probe(template, data, count, config.sample_tokens, config.seed, self.precision, test_prompts)
+        if isinstance(self.judge, RuleJudge):
+            reward = self.judge.call
         if not self.previous:
             self._check(trainer, data)
             self.card["evaluation"]["before"] = self._evaluate(trainer, quiet="reference" in self.objective.needs)
@@ -238,7 +244,7 @@ class _Run:
         control = template.tokenizer.convert_tokens_to_ids(list(self.objective.control_tokens))
         if control:
             grow_vocabulary(base_model(model), len(template.tokenizer))
-        choice = choose_layout(model, _short(data.train), config.layout)
+        choice = choose_layout(model, _short(_with_answers(data.train)), config.layout)
         if config.finetune == "lora":
             set_seed(config.seed)
             try:
@@ -267,15 +273,19 @@ class _Run:
     def _trainer(self, model: nn.Module, scorer: Scorer, data: Prepared, template: Template) -> Update:
         config = self.config
         progress = Progress(self.console)
+        rounds = None
+        if self.judge:
+            rounds = Rounds(data.train, plan(config), self.judge, template, self.folder / "rounds", self.precision)
         trainer = Update(
             model,
             self.objective,
             scorer,
             None,
-            data.train,
+            () if self.judge else data.train,
             config.batch_size,
             training_arguments(config, self.folder, self.main),
-            held_out=data.held_out,
+            held_out=() if self.judge else data.held_out,
+            rounds=rounds,
             callbacks=[progress, *([Shrink(config.l1)] if config.l1 else [])],
             processing_class=template.tokenizer,
         )
@@ -296,7 +306,7 @@ class _Run:
         if how == "auto":
             how = "copy" if "token_kl" in self.objective.needs else "cache"
             how = "adapter" if config.finetune == "lora" else how
-            how = "copy" if config.reference_every is not None else how
+            how = "copy" if config.reference_every is not None or (self.judge and how == "cache") else how
         reference: Reference
         match how:
             case "adapter":
@@ -338,7 +348,7 @@ class _Run:
 
     def _check(self, trainer: Update, data: Prepared) -> None:
         if "reference" in self.objective.needs:
-            check = policy_equals_reference(trainer, _short(data.train, 8), self.precision)
+            check = policy_equals_reference(trainer, _short(_with_answers(data.train), 8), self.precision)
             self.card["checks"].append(check.to_json())
             self.say(f"check: {check.name}: {check.detail}")
 
@@ -538,8 +548,8 @@ def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingA
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         seed=config.seed,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
+        num_train_epochs=config.rounds if config.judge else config.epochs,
+        max_steps=-1 if config.judge else config.max_steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=rate,
         lr_scheduler_type=config.schedule,
@@ -562,6 +572,36 @@ def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingA
         dataloader_num_workers=0,
         remove_unused_columns=False,
     )
+
+
+def plan(config: RunConfig) -> Plan:
+    """What a round of this run is."""
+    return Plan(
+        prompts=config.prompts_per_round,
+        answers=config.answers,
+        passes=config.passes,
+        batch_size=config.batch_size,
+        longest=config.sample_tokens,
+        seed=config.seed,
+        temperature=config.sample_temperature,
+        pairs=config.pairs or "best-worst",
+        tie_threshold=config.tie_threshold or 0.0,
+        threshold=config.score_threshold,
+        end_penalty=config.end_penalty,
+        overlong=(config.overlong_buffer, config.overlong_penalty) if config.overlong_buffer else None,
+        length_penalty=config.token_penalty,
+        keep_all=config.keep_rounds == "all",
+        redraw=config.redraw,
+        largest_gap=config.largest_gap,
+        correct_gap=config.correct_sampling,
+    )
+
+
+def _with_answers(examples: Sequence[Example]) -> list[Example]:
+    """Prompts get pieces of themselves as answers, to try a layout on."""
+    return [
+        e if e.completions else dataclasses.replace(e, completions=(e.prompt[-8:], e.prompt[-5:])) for e in examples
+    ]
 
 
 def _short(examples: Sequence[Example], n: int = 4) -> list[Example]:

@@ -12,7 +12,7 @@ from trimtab.feedback.records import Demonstration, Message
 from trimtab.logprobs.reference import adapter_off
 from trimtab.logprobs.score import Scorer, install
 from trimtab.models import grow_vocabulary, load_model
-from trimtab.online.sample import sample
+from trimtab.online.sample import sample, sampler
 from trimtab.prepare import Prepared
 from trimtab.report import mean_interval, paired_gain
 from trimtab.tokens.batch import Example
@@ -50,14 +50,15 @@ class Probe:
         """Token ids of one sampled answer per prompt."""
         if not self.prompts:
             return []
-        return sample(
-            model,
-            self.template.tokenizer,
-            [ids for _, ids in self.prompts],
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            precision=self.precision,
-        )
+        with sampler(model, self.precision) as writer:
+            found = sample(
+                writer,
+                self.template.tokenizer,
+                [ids for _, ids in self.prompts],
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+            )
+        return [answer.ids for (answer,) in found]
 
     def compare(
         self, before: Sequence[tuple[int, ...]], after: Sequence[tuple[int, ...]], reward: Reward | None

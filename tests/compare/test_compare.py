@@ -20,6 +20,7 @@ from trimtab.compare.trial import Budget, Trial, run
 from trimtab.errors import ConfigError
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Score, Thumb
 from trimtab.objectives import methods
+from trimtab.world import model as world_model
 from trimtab.world.judge import Judge
 from trimtab.world.named import WORLDS
 
@@ -70,6 +71,19 @@ def test_two_stages_and_two_beside_each_other() -> None:
 def test_control_tokens() -> None:
     found = run(replace(TRIAL, method="csft"))
     assert np.isfinite(found["measures"]["good_minus_bad"])
+    assert np.isfinite(found["prompts"]["kl"]).all()
+
+
+def test_a_policy_may_write_a_control_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start model has no such token until it is given one."""
+    new = len(world_model.template().tokenizer)
+
+    def written(model: Any, prompts: list[Any], per_prompt: int, seed: int) -> Any:
+        return [[(new, 5, world_model.template().tokenizer.eos_token_id)] * per_prompt for _ in prompts]
+
+    run(TRIAL)  # makes the pool
+    monkeypatch.setattr(world_model, "answers", written)
+    found = run(replace(TRIAL, method="csft"))
     assert np.isfinite(found["prompts"]["kl"]).all()
 
 

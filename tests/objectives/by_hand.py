@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Thumbs
+from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Rollouts, Thumbs
 from trimtab.objectives.base import Objective
 
 Rows = Sequence[Sequence[float]]  # token log-probs of each completion
@@ -153,3 +154,26 @@ def together_as_apart(objective: Objective) -> bool:
     slopes = [g for batch in alone for g in gradient(objective, batch, batch.y)[0]]
     same = close(objective.loss(whole), torch.cat([objective.loss(batch) for batch in alone]))
     return same and gradient(objective, whole, whole.y)[0] == exactly(slopes)
+
+
+def rollouts(
+    behaviour: Sequence[Rows], scores: Sequence[Sequence[float]], refs: Sequence[Rows] | None = None, **columns: Rows
+) -> Rollouts:
+    """Answers as they were sampled, prompt by prompt; ``columns``: one row of tokens for each answer."""
+    flat = [r for rows in behaviour for r in rows]
+    y = completions(flat, None if refs is None else [r for rows in refs for r in rows])
+    prompt = torch.tensor([i for i, rows in enumerate(behaviour) for _ in rows])
+    score = torch.tensor([s for row in scores for s in row], dtype=torch.float64)
+    rank = torch.tensor([1 + sum(o > s for o in row) for row in scores for s in row])
+    known = {k: torch.tensor([t for r in rows for t in r], dtype=torch.float64) for k, rows in columns.items()}
+    known["behaviour"] = y._token_logps.detach().clone()
+    return Rollouts(y, prompt, rank, score, columns=known)
+
+
+def credited(objective: Objective, batch: Rollouts, policy: Rows | None = None) -> Rollouts:
+    """The same answers with what the method makes of their scores, under a policy that has moved on."""
+    columns = {**batch.columns, **{k: v.detach() for k, v in objective.credit(batch, batch.memory)[0].items()}}
+    y = batch.y if policy is None else completions(policy)
+    if policy is not None and batch.y._ref is not None:
+        y = Completions(y._token_logps, y._length, batch.y._ref, batch.y._extras)
+    return replace(batch, y=y, columns=columns)

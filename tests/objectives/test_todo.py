@@ -124,6 +124,13 @@ def test_metrics_count_three_ways() -> None:
     assert found["p_tie"][1].item() == exactly(sigma(2.0) - sigma(-2.0))
 
 
+def test_a_draw_between_the_answers_is_not_right() -> None:
+    """alpha 0.5 at m = 0: each answer wins with sigma(-0.5) = 0.378, a tie has 0.245. Nothing was told apart."""
+    h = pairs_of([0.0, 0.0])
+    found = TODO(beta=1.0, alpha=0.5).metrics(Pairs(h.chosen, h.rejected, torch.tensor([False, True])))
+    assert found["accuracies/three_way"].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("alpha", [0.0, -0.5, math.nan])
 def test_alpha_out_of_range(alpha: float) -> None:
     with pytest.raises(ConfigError, match=rf"^todo: alpha is {alpha}; expected a number above 0\.$"):

@@ -1,7 +1,8 @@
 """The command line, which dies by kill -9 at a step of its own choosing:  killed.py MOMENT STEP train FILE ...
 
 MOMENT: ``learning`` in the middle of optimiser step STEP, ``saving`` while checkpoint STEP is half written, ``deleting``
-when checkpoint STEP is written and the first file of an older one is gone.
+when checkpoint STEP is written and the first file of an older one is gone, ``sampling`` and ``judging`` when round STEP has
+kept a first part of its answers, or of its judgements, and is about to keep the second.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 from typing import Any
 
 from trimtab import cli
+from trimtab.online.kept import Kept
 from trimtab.update.trainer import Update
 
 moment, step = sys.argv[1], int(sys.argv[2])
@@ -21,7 +23,7 @@ def die(*_: Any, **__: Any) -> None:
 
 
 def before(method: Any, now: Any) -> Any:
-    def wrapped(self: Update, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         if now(self):
             die()
         return method(self, *args, **kwargs)
@@ -32,6 +34,12 @@ def before(method: Any, now: Any) -> Any:
 match moment:
     case "learning":
         Update._record = before(Update._record, lambda t: t.model.training and t.state.global_step + 1 == step)
+    case "sampling":
+        here = lambda k: k.folder.name == f"{step:04d}" and k.drawn()  # noqa: E731
+        Kept.add_drawn = before(Kept.add_drawn, here)
+    case "judging":
+        here = lambda k: k.folder.name == f"{step:04d}" and k.judged()  # noqa: E731
+        Kept.add_judged = before(Kept.add_judged, here)
     case "saving":
         save = Update._save_optimizer_and_scheduler
         Update._save_optimizer_and_scheduler = before(save, lambda t: t.state.global_step == step)

@@ -125,11 +125,12 @@ def _run(trial: Trial) -> dict[str, Any]:
         with torch.no_grad():
             for mine, other in zip(policy.model.parameters(), beside.model.parameters(), strict=True):
                 mine.lerp_(other, 0.5)
-    found = evaluate(policy, drawn, trial, good)
+    begun = _beginning(objective, trial.seed)
+    found = evaluate(policy, begun, drawn, trial, good)
     measures = measure(
         Trained(
             policy=policy,
-            start=start().scorer,
+            start=begun,
             train_pairs=encode(trial.judge.pairs(drawn.train[: trial.budget.held_out], trial.seed)),
             # what is asked of the policy there is what the judge meant to say
             held_out_pairs=encode(replace(trial.judge, flip=0.0).pairs(drawn.held_out, trial.seed)),
@@ -137,7 +138,7 @@ def _run(trial: Trial) -> dict[str, Any]:
         )
     )
     if bad:
-        worse = evaluate(policy, drawn, trial, bad)["prompts"]["utility"]
+        worse = evaluate(policy, begun, drawn, trial, bad)["prompts"]["utility"]
         measures["good_minus_bad"] = float(np.mean(found["prompts"]["utility"]) - np.mean(worse))
     return {"records": len(examples), **found, "measures": measures}
 
@@ -192,6 +193,16 @@ def _control(objective: Objective, model: Any, seed: int) -> tuple[tuple[int, ..
         torch.manual_seed(seed)
         model.resize_token_embeddings(len(template.tokenizer))
     return (good,), (bad,)
+
+
+def _beginning(objective: Objective, seed: int) -> Scorer:
+    """The start model as it was before this training: with the control tokens, which a policy may well write."""
+    if not objective.control_tokens:
+        return start().scorer
+    model = world_model.load_start()
+    _control(objective, model, seed)
+    install(model, torch.float32, MODE)
+    return Scorer(model, MODE, TOKENS)
 
 
 @cache
@@ -281,12 +292,13 @@ def fit(
     return scorer
 
 
-def evaluate(policy: Scorer, drawn: Pool, trial: Trial, asked: tuple[int, ...]) -> dict[str, Any]:
+def evaluate(policy: Scorer, begun: Scorer, drawn: Pool, trial: Trial, asked: tuple[int, ...]) -> dict[str, Any]:
     """Per held-out prompt, the mean over its answers: true utility and words before and after, KL in nats per answer.
 
     KL(policy || start) is the mean log-ratio of the policy's own answers (estimator k1, unbiased).
 
     Args:
+        begun: the start model.
         asked: token ids that the policy's prompts end in.
     """
     prompts, before = [p for p, _ in drawn.held_out], [a for _, a in drawn.held_out]
@@ -295,7 +307,7 @@ def evaluate(policy: Scorer, drawn: Pool, trial: Trial, asked: tuple[int, ...]) 
     ids = world_model.answers(policy.model, [(*p, *asked) for p in plain], per, seed)
     after = [[world_model.text(a) for a in row] for row in ids]
     rows = [Example(p, tuple(a), Demonstration((), "")) for p, a in zip(plain, ids, strict=True)]
-    gaps = log_ratios(policy, start().scorer, rows, asked)
+    gaps = log_ratios(policy, begun, rows, asked)
     found = {
         "utility": _by_prompt(utility, prompts, after),
         "utility_start": _by_prompt(utility, prompts, before),

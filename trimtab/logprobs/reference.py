@@ -147,17 +147,19 @@ class Cached:
         return f"{len(picked)} rows scored afresh differ by at most {worst:.2g} nats per sequence"
 
 
-def mismatch(batch: Sequence[Example]) -> list[Example]:
+def mismatch(batch: Sequence[Example], context: int | None = None) -> list[Example]:
     """Each prompt with the completion of the next row that has another prompt, over the whole batch (KTO).
 
-    Empty where the batch has fewer than two distinct prompts. The set of completions is the batch's own.
+    Empty where the batch has fewer than two distinct prompts. The set of completions is the batch's own; the end of one that
+    would not fit into ``context`` tokens, together with a prompt that is not its own, is cut.
     """
     out = []
     for i, e in enumerate(batch):
         for step in range(1, len(batch)):
             other = batch[(i + step) % len(batch)]
             if other.prompt != e.prompt:
-                out.append(Example(e.prompt, other.completions, e.record))
+                room = None if context is None else context - len(e.prompt)
+                out.append(Example(e.prompt, tuple(c[:room] for c in other.completions), e.record))
                 break
     return out
 

@@ -21,9 +21,10 @@ def rao_kupper(margin: Tensor, alpha: float) -> Odds:
 
 
 def three_way(odds: Odds, tie: Tensor) -> dict[str, Tensor]:
-    """Is the likeliest outcome what was said?"""
-    said = torch.where(tie, 2, 0)
-    right = (torch.stack(odds).argmax(0) == said).to(odds[0].dtype)
+    """Is what was said the likeliest outcome? Not where another one is as likely: at margin 0 both answers win alike."""
+    first, second, both = odds
+    said, other = torch.where(tie, both, first), torch.where(tie, first, both)
+    right = ((said > other) & (said > second)).to(first.dtype)
     return {"accuracies/three_way": right, "accuracies/tie": right[tie], "p_tie": odds[2].exp()}
 
 

@@ -46,6 +46,9 @@ class Batches:
     """The order of the data: a permutation per epoch that depends on the seed and the epoch alone, so a resumed run
     sees what the uninterrupted one would have seen, and a cache can be filled for batches that are still to come."""
 
+    figures: Mapping[str, float] = {}  # of an epoch, logged with each step; rounds have some
+    learner: Any = None
+
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
         self.n, self.batch_size, self.seed, self.current = n, batch_size, seed, 0
 
@@ -81,6 +84,7 @@ class Update(Trainer):
         examples: training data; ``batch_size`` of them make one optimiser step over all ranks together.
         held_out: examples for :meth:`evaluate`.
         args: the Trainer's own arguments.
+        rounds: a :class:`trimtab.online.rounds.Rounds`, which makes the examples itself, an epoch at a time.
     """
 
     def __init__(
@@ -95,16 +99,21 @@ class Update(Trainer):
         held_out: Sequence[Example] = (),
         callbacks: Sequence[TrainerCallback] = (),
         processing_class: Any = None,
+        rounds: Any = None,
     ) -> None:
         self.objective, self.scorer, self.reference = objective, scorer, reference
-        self.examples, self.held_out_examples = list(examples), list(held_out)
+        self.rounds = rounds
+        self.examples = list(examples) if rounds is None else rounds.examples
+        self.held_out_examples = list(held_out)
+        self.context = getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
         self.extras = tuple(sorted(EXTRAS.keys() & objective.needs))
         if ("score" in self.extras) != scorer.closed:
             found, needed = "a reward model", "log-probs"
             if not scorer.closed:
                 found, needed = "a language model", "a reward model"
             raise ModelError(f"{objective.name()} needs {needed}, and the model is {found}.")
-        self.batches = Batches(len(self.examples), batch_size, args.seed)
+        self.batches: Any = Batches(len(self.examples), batch_size, args.seed) if rounds is None else rounds
+        self.batches.learner = self
         self.memory: Mapping[str, Tensor] = {}
         self.tally = Tally()
         self.tokens_seen = 0
@@ -132,12 +141,23 @@ class Update(Trainer):
     def _world(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes
 
-    def _share(self, n: int) -> list[int]:
+    @property
+    def main(self) -> bool:
+        """Whether this process is the first."""
+        return self._world[0] == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self._world[1] == 1
+
+    def share(self, n: int) -> list[int]:
+        """Which of n items this process works on."""
         rank, world = self._world
         return list(range(rank, n, world))
 
-    def _whole(self, mine: dict[int, Any], n: int) -> list[Any]:
-        """Collect index -> value from all ranks, in order."""
+    def gathered(self, mine: dict[int, Any], n: int) -> list[Any]:
+        """All n values in order, from each process's index -> value."""
         if self._world[1] > 1:
             mine = dict(gather_object(list(mine.items())))
         return [mine[i] for i in range(n)]
@@ -151,7 +171,7 @@ class Update(Trainer):
         num_items_in_batch: Tensor | int | None = None,  # type: ignore[override]
     ) -> Tensor:
         model.train()
-        batch, share = inputs, self._share(len(inputs))
+        batch, share = inputs, self.share(len(inputs))
         self.current = batch
         denominator = self.denominator(batch)
         unmatched = self._mismatched(batch)
@@ -220,7 +240,7 @@ class Update(Trainer):
             for i, row in zip(part, rows, strict=True):
                 ref = reference[share.index(i)]
                 mine[i] = (row.cpu(), None if ref is None else ref.cpu())
-        scored = self._whole(mine, len(batch))
+        scored = self.gathered(mine, len(batch))
         leaf = torch.cat([a for a, _ in scored]).to(self.args.device).requires_grad_()
         refs = torch.cat([b for _, b in scored]).to(leaf.device) if scored[0][1] is not None else None
         y = self._completions(leaf, batch, refs)
@@ -287,6 +307,8 @@ class Update(Trainer):
     def _reference_logps(self, examples: Sequence[Example]) -> list[Tensor | None]:
         if "reference" not in self.objective.needs or not examples:
             return [None] * len(examples)
+        if "reference" in examples[0].columns:  # scored when the answers were sampled
+            return [e.columns["reference"] for e in examples]
         assert self.reference is not None
         logps = self.reference.logps(examples)
         return list(logps.split(_token_counts(examples)))
@@ -301,12 +323,12 @@ class Update(Trainer):
         """The whole batch's completions, each after another row's prompt, scored by all ranks together."""
         if "mismatched" not in self.objective.needs:
             return None
-        pairs = mismatch(batch)
-        share = self._share(len(pairs))
+        pairs = mismatch(batch, self.context)
+        share = self.share(len(pairs))
         mine = [pairs[i] for i in share]
         policy = self.scorer.score_all(mine)[0].split(_token_counts(mine))
         refs = self._reference_logps(mine)
-        scored = self._whole({i: (a.cpu(), b) for i, a, b in zip(share, policy, refs, strict=False)}, len(pairs))
+        scored = self.gathered({i: (a.cpu(), b) for i, a, b in zip(share, policy, refs, strict=False)}, len(pairs))
         return self._unmatched(pairs, [a for a, _ in scored], [b for _, b in scored])
 
     def _unmatched(
@@ -350,10 +372,10 @@ class Update(Trainer):
         size = self.batches.batch_size
         starts = list(range(0, len(examples), size))
         mine: dict[int, list[dict[str, tuple[float, float]]]] = {}
-        for k in self._share(len(starts)):
+        for k in self.share(len(starts)):
             batch = examples[starts[k] : starts[k] + size]
             mine[k] = self._rows_of(batch)
-        return [row for rows in self._whole(mine, len(starts)) for row in rows]
+        return [row for rows in self.gathered(mine, len(starts)) for row in rows]
 
     def scored(self, batch: Sequence[Example]) -> Completions:
         """These examples as the objective would see them: dropout off, no graph, extras and reference where declared."""
@@ -367,7 +389,7 @@ class Update(Trainer):
         y = self.scored(batch)
         unmatched = None
         if "mismatched" in self.objective.needs:
-            pairs = mismatch(batch)
+            pairs = mismatch(batch, self.context)
             policy = self.scorer.score_all(pairs)[0].split(_token_counts(pairs))
             unmatched = self._unmatched(pairs, policy, self._reference_logps(pairs))
         rows, first = [], 0
@@ -399,6 +421,7 @@ class Update(Trainer):
                 self.tally.merge(gather_object([self.tally.sums]))
             logs.update(self.tally.means())
             self.tally = Tally()
+            logs.update(self.batches.figures)
         super().log(logs, start_time)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -473,7 +496,7 @@ class Update(Trainer):
             plan = plan if max_steps <= 0 else plan[:max_steps]
             batches = [[self.examples[i] for i in b] for b in plan]
             batches += [held_out[a : a + size] for a in range(0, len(held_out), size)]
-            wanted += [m for b in batches for m in mismatch(b)]
+            wanted += [m for b in batches for m in mismatch(b, self.context)]
         return wanted
 
     def fill_cache(self, cached: Cached, live: Reference, epochs: int, max_steps: int = -1) -> int:

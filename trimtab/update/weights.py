@@ -14,12 +14,15 @@ from trimtab.logprobs.score import base_model, reward_head, uninstalled
 
 def no_dropout(model: nn.Module) -> None:
     """Preference objectives compare two forward passes of one text: dropout would be noise between them."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    parts: list[Any] = [
+        *model.modules(),
+        base_model(model).config.get_text_config(),
+    ]  # some layers ask the configuration
+    for part in parts:
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in [n for n, value in vars(part).items() if "drop" in n and isinstance(value, float)]:
+            setattr(part, name, 0.0)
 
 
 def with_adapter(model: nn.Module, rank: int, alpha: int, targets: str, new_tokens: Sequence[int] = ()) -> nn.Module:

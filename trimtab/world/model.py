@@ -79,14 +79,12 @@ def prompt_ids(prompt: str) -> tuple[int, ...]:
 def answers(
     model: nn.Module, prompts: Sequence[tuple[int, ...]], per_prompt: int, seed: int
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids of sampled answers, ``per_prompt`` for each prompt.
-
-    All rows of one call see the same random numbers whatever the model, as long as there are at most ``ROWS`` of them:
-    two models are then compared under common noise.
-    """
-    ids = [p for p in prompts for _ in range(per_prompt)]
-    drawn = sampling.sample(model, template().tokenizer, ids, max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=ROWS)
-    return [drawn[i : i + per_prompt] for i in range(0, len(drawn), per_prompt)]
+    """Token ids of sampled answers, ``per_prompt`` for each prompt; under one seed every model meets the same noise."""
+    tokenizer = template().tokenizer
+    drawn = sampling.sample(
+        model, tokenizer, prompts, per_prompt=per_prompt, max_new_tokens=MAX_NEW_TOKENS, seed=seed, rows=ROWS
+    )
+    return [[answer.ids for answer in row] for row in drawn]
 
 
 def text(ids: Sequence[int]) -> str:

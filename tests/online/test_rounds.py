@@ -1,0 +1,275 @@
+"""Rounds through the command's own run: what each kind of method gets, what is kept, what is found again after kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny_folder import feedback_file, tiny_folder
+from trimtab.config import resolve
+from trimtab.errors import CheckFailed, ConfigError, DataError
+from trimtab.feedback.read import read
+from trimtab.feedback.records import Comparison, Demonstration, Ranking, Score, Thumb
+from trimtab.judges.base import Failure, Scores
+from trimtab.online.kept import Drawn, Kept
+from trimtab.online.rounds import Plan, Rounds
+from trimtab.online.sample import Answer
+from trimtab.run import train
+from trimtab.update.trainer import Update
+
+ROOT = Path(__file__).parents[2]
+JUDGE = '''
+def vowels(prompt, answer):
+    """Share of vowels, in tenths; never twice the same noise."""
+    return round(sum(c in "aeiouAEIOU" for c in answer) / max(len(answer), 1), 1)
+
+def alike(prompt, answer):
+    return 1.0
+
+def moody(prompt, answer):
+    """Fails on one answer in four, by its content."""
+    if len(answer) % 4 == 0:
+        raise ValueError("not today")
+    return float(len(answer) % 5)
+'''
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
+    tiny_folder(tmp_path / "model")
+    feedback_file(tmp_path / "comparison.jsonl", "comparison", 20)
+    (tmp_path / "judge.py").write_text(JUDGE)
+    return tmp_path
+
+
+def options(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "data": "comparison.jsonl",
+        "method": name,
+        "judge": "rule:judge.py:vowels",
+        "model": "./model",
+        "finetune": "full",
+        "precision": "float32",
+        "rounds": 2,
+        "prompts_per_round": 4,
+        "answers": 3,
+        "batch_size": 2,
+        "learning_rate": 0.003,
+        "samples": 2,
+        "sample_tokens": 6,
+        "threads": 1,
+        **more,
+    }
+
+
+def card(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return found
+
+
+def steps(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in rows if "loss" in r]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("rloo", 4), ("dpo", 4), ("todo", 4), ("kto", 12), ("sft", 4), ("plackett_luce", 4), ("dro", 12)],
+)
+def test_every_kind_of_method_learns_from_rounds(method: str, expected: int) -> None:
+    """4 prompts with 3 answers: as many rollouts, pairs of best and worst, rankings, best answers; or 12 thumbs, scores."""
+    folder = train(resolve(options(method, output="run")))
+    logged = steps(folder)
+    assert card(folder)["status"] == "finished" and len(logged) == 2 * expected // 2
+    assert {"reward", "completions/mean_length", "frac_reward_zero_std"} <= logged[0].keys()
+    assert all(torch.isfinite(torch.tensor(r["loss"])) for r in logged)
+    for number in ("0001", "0002"):
+        reading = read(str(folder / "rounds" / number / "records.jsonl"))
+        assert len(reading.records) == 12 and all(isinstance(r, Score) for r in reading.records)
+    assert "reward_gain" in card(folder)["samples"]  # the judge is a rule: the held-out reward is known
+
+
+def test_the_first_round_is_on_policy() -> None:
+    """RLOO, one pass: the ratio is 1 in every first step of a round, so the loss is minus the mean advantage, 0; no KL yet."""
+    first, *_ = steps(train(resolve(options("rloo", output="run", batch_size=4, rounds=1))))
+    assert first["loss"] == pytest.approx(0, abs=1e-6) and first["kl"] == pytest.approx(0, abs=1e-5)
+    assert first["sampler_gap"] < 1e-4
+
+
+def test_passes_leave_the_policy_behind() -> None:
+    """In the second pass the policy has moved from the one that sampled: the loss is not 0 any more, the data is the same."""
+    logged = steps(train(resolve(options("rloo", output="run", batch_size=4, rounds=1, passes=3))))
+    assert len(logged) == 3 and abs(logged[0]["loss"]) < 1e-6 < abs(
+        logged[2]["loss"]
+    )  # the rate of the first step is 0
+    assert logged[0]["reward"] == logged[2]["reward"]
+
+
+def test_all_rounds_are_kept() -> None:
+    """12 thumbs a round: the second round's step learns from 24, the third's from 36."""
+    seen: list[int] = []
+    learn = Update.training_step
+
+    def count(self: Update, model: Any, inputs: Any, n: Any = None) -> Any:
+        seen.append(len(inputs))
+        return learn(self, model, inputs, n)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Update, "training_step", count)
+        train(resolve(options("kto", output="run", rounds=3, keep_rounds="all", batch_size=12)))
+    assert seen == [12, 24, 36]
+
+
+def test_failures_are_counted_and_never_losses() -> None:
+    folder = train(resolve(options("dpo", output="run", judge="rule:judge.py:moody", rounds=3)))
+    failed = 0
+    for number in (1, 2, 3):
+        kept = Kept(folder / "rounds" / f"{number:04d}")
+        judged = [s for j in kept.judged().values() if isinstance(j, Scores) for s in j.scores]
+        bad = [s for s in judged if isinstance(s, Failure)]
+        failed += len(bad)
+        assert all(f.reason == "the rule raised ValueError" for f in bad)
+        records = read(str(kept.records)).records
+        assert len(records) == len(judged) - len(bad)
+        told = json.loads((kept.folder / "round.json").read_text())
+        assert told["judge/failed"] == len(bad) == sum(told["judge"]["failed"].values())
+    assert failed > 0
+
+
+def test_a_round_that_teaches_nothing_says_so() -> None:
+    with pytest.raises(DataError, match="round 1: nothing can be learned from the answers to 4 prompts"):
+        train(resolve(options("dpo", output="run", judge="rule:judge.py:alike")))
+
+
+def test_sampler_and_engine_that_differ_stop_the_run() -> None:
+    with pytest.raises(CheckFailed, match="sampler and engine differ by .* nats a token"):
+        train(resolve(options("rloo", output="run", largest_gap=1e-12)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"judge": None}, "rloo learns from answers that the policy samples: say who judges them"),
+        ({"sample_temperature": 0.7}, "the engine computes it at temperature 1"),
+        ({"epochs": 2}, 'The option "epochs" has no effect here: the answers are sampled'),
+        ({"reference": "cache"}, "reference: cache holds answers of a file"),
+        ({"overlong_penalty": 0.5}, 'The option "overlong_penalty" has no effect here: overlong_buffer is 0'),
+        ({"overlong_buffer": 7}, "overlong_buffer is 7 and an answer has 6 tokens at most"),
+        ({"pairs": "all"}, 'The option "pairs" has no effect here: rloo does not learn from pairs'),
+        ({"method": "dpo", "correct_sampling": 2.0}, "dpo learns from records, not from rollouts"),
+        ({"method": "reward_model"}, "reward_model trains a reward model, which answers nothing"),
+    ],
+)
+def test_refused(more: dict[str, Any], message: str) -> None:
+    values = {k: v for k, v in options("rloo", **more).items() if v is not None}
+    if more.get("judge", "") is None:
+        values = {k: v for k, v in values.items() if k not in ("rounds", "prompts_per_round", "answers")}
+    if more.get("method") == "reward_model":
+        values = {k: v for k, v in values.items() if k not in ("samples", "sample_tokens")}
+    with pytest.raises(ConfigError, match=message):
+        resolve(values)
+
+
+def test_options_of_rounds_need_a_judge() -> None:
+    with pytest.raises(ConfigError, match='The option "answers" has no effect here: nothing is sampled'):
+        resolve({"data": "comparison.jsonl", "answers": 2})
+
+
+# --- the plan, by hand ----------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_a_round() -> None:
+    plan = Plan(prompts=10, answers=4, passes=2, batch_size=8, longest=20, seed=0)
+    kinds = (Ranking, Demonstration, Comparison, Thumb, Score)
+    assert [plan.examples(k) for k in kinds] == [10, 10, 10, 40, 40]
+    assert [plan.steps(k) for k in kinds] == [4, 4, 4, 10, 10]
+    every = Plan(prompts=10, answers=4, passes=1, batch_size=8, longest=20, seed=0, pairs="all")
+    assert every.examples(Comparison) == 60 and every.steps(Comparison) == 8
+
+
+def test_penalties() -> None:
+    """20 tokens at most, buffer 5 with factor 2: 15 tokens cost 0, 18 cost 2 * 3/5, 20 cost 2; not ending costs 1 more."""
+    plan = Plan(1, 1, 1, 1, longest=20, seed=0, end_penalty=1.0, overlong=(5, 2.0), length_penalty=0.1)
+    rounds = Rounds.__new__(Rounds)
+    rounds.plan = plan
+    answer = lambda n, ended: Answer((1,) * n, ended, (0.0,) * n)  # noqa: E731
+    drawn = Drawn(0, (answer(15, True), answer(18, True), answer(20, True), answer(20, False)))
+    judged = Scores((1.0, 1.0, 1.0, Failure("gone")))
+    assert rounds._shaped(drawn, judged) == Scores(
+        (pytest.approx(1 - 1.5), pytest.approx(1 - 1.8 - 1.2), pytest.approx(1 - 2 - 2), Failure("gone"))
+    )
+    assert rounds._penalty(drawn.answers[3]) == pytest.approx(2 + 2 + 1)
+
+
+def test_prompts_come_in_turn() -> None:
+    """Every prompt once in each lap, whatever the rounds' size; another seed, another order."""
+    rounds = Rounds.__new__(Rounds)
+    rounds.prompts, seen = [None] * 10, []  # type: ignore[list-item]
+    rounds.plan = Plan(prompts=4, answers=1, passes=1, batch_size=1, longest=1, seed=3)
+    for number in range(5):
+        order = rounds._order(number)
+        seen += [next(order) for _ in range(4)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+
+
+def test_a_line_that_was_cut_short_is_no_line(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "0001")
+    kept.add_drawn([Drawn(3, (Answer((1, 2), True, (-0.25, -1 / 3)),))])
+    kept.add_judged({3: Scores((1 / 3, Failure("gone", "why")))})
+    for name in ("samples", "judgements"):
+        with (tmp_path / "0001" / f"{name}.jsonl").open("a") as f:
+            f.write('{"place": 4, "answ')
+    assert kept.drawn() == {3: Drawn(3, (Answer((1, 2), True, (-0.25, -1 / 3)),))}  # every bit of every number
+    assert kept.judged() == {3: Scores((1 / 3, Failure("gone", "why")))}
+    kept.add_judged({5: Scores((2.0,))})
+    assert set(kept.judged()) == {3, 5}
+
+
+# --- kill -9 --------------------------------------------------------------------------------------------------------------
+
+
+def kill(values: dict[str, Any], moment: str, at: int) -> None:
+    flags = [w for k, v in values.items() if k != "data" for w in (f"--{k}", str(v))]
+    script = ROOT / "tests" / "reliability" / "killed.py"
+    command = [sys.executable, str(script), moment, str(at), "train", values["data"], *flags]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("method", ["rloo", "dpo"])
+@pytest.mark.parametrize("moment", ["sampling", "judging", "learning"])
+def test_killed_and_resumed_is_uninterrupted(method: str, moment: str) -> None:
+    """Killed in the third round, with a checkpoint of the second: what was sampled and judged stands, weights are the same."""
+    values = options(method, rounds=4, prompts_per_round=18, answers=8, save_every=3, batch_size=9, holdout=0.1)
+    whole = train(resolve({**values, "output": "whole"}))
+    kill({**values, "output": "killed"}, moment, 5 if moment == "learning" else 3)
+    there = {f: f.read_bytes() for f in sorted(Path("killed/rounds").rglob("*.jsonl"))}
+    assert any("0003" in str(f) for f in there)
+    calls = Path("calls.txt")
+    counted = "with open('calls.txt', 'a') as f:\n        f.write('x')\n    return round("
+    Path("judge.py").write_text(JUDGE.replace("return round(", counted, 1))
+    resumed = train(resolve({**values, "output": "killed", "resume": True}))
+    for file, content in there.items():
+        assert file.read_bytes().startswith(content)  # nothing was sampled or judged twice
+    lines = lambda folder, name: sum(len(f.read_text().splitlines()) for f in folder.glob(f"rounds/*/{name}.jsonl"))  # noqa: E731
+    assert lines(whole, "samples") == lines(resumed, "samples") == lines(resumed, "judgements") == 4 * 18
+    judged_before = sum(c.count(b"\n") * 8 for f, c in there.items() if f.name == "judgements.jsonl")
+    probes = 2 * 2 + 2  # samples before and after, and what was sampled before is asked about again
+    assert 0 < len(calls.read_text()) <= 4 * 18 * 8 - judged_before + 2 * probes
+    for name in ("records.jsonl", "samples.jsonl", "judgements.jsonl"):
+        for a in sorted(whole.glob(f"rounds/*/{name}")):
+            assert a.read_bytes() == (resumed / a.relative_to(whole)).read_bytes()
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+    same = lambda rows: [{k: v for k, v in r.items() if k not in ("peak_memory_gb", "tokens_per_second")} for r in rows]  # noqa: E731
+    for mine, other in zip(same(steps(whole)), same(steps(resumed)), strict=True):
+        assert mine == other

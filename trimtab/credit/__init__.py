@@ -1,0 +1,1 @@
+"""From rewards to advantages: who among the tokens earned what."""

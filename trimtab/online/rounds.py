@@ -1,0 +1,394 @@
+"""Sample, judge, learn: batches of examples that the policy writes itself, a round at a time.
+
+A round is an epoch of the Trainer. It takes the next prompts, samples answers from the policy as it is, asks the judge, keeps
+all of it on disk, and makes of it what the method learns from. Rounds are functions of the seed and the policy, so a run
+that is resumed finds its rounds again: what was sampled and judged is read, not repeated.
+
+    rounds/0001/samples.jsonl        token ids, a line per prompt as it is written
+    rounds/0001/judgements.jsonl     what the judge said, a line per prompt
+    rounds/0001/records.jsonl        both as canonical feedback: any offline method can learn from it
+    rounds/0001/columns.safetensors  behaviour log-probs, advantages, ...: constants of the round (methods on rollouts)
+    rounds/0001/round.json           figures of the round
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trimtab.errors import CheckFailed, DataError
+from trimtab.feedback.convert import convert
+from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Thumb
+from trimtab.judges import records as judged_as
+from trimtab.judges.base import Failure, Judge, Judgement, Question, Scores, Verdicts
+from trimtab.logprobs.scored import Completions, Rollouts
+from trimtab.online.kept import Drawn, Kept, write_whole
+from trimtab.online.sample import Answer, sample, sampler
+from trimtab.tokens.batch import Example
+from trimtab.tokens.template import Template
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round is.
+
+    Attributes:
+        prompts, answers: prompts of a round, answers to each.
+        passes: times that a round's examples are learned from.
+        batch_size: examples of an optimiser step.
+        longest: tokens of an answer.
+        pairs: which pairs of a prompt's answers a method on pairs learns from.
+        threshold: score from which a thumb goes up; None: the round's median.
+        end_penalty: subtracted from the score of an answer that did not come to its end (missing-EOS rule).
+        overlong: (buffer, factor): DAPO's soft penalty on the last ``buffer`` tokens before ``longest``.
+        length_penalty: subtracted for each token.
+        keep_all: also learn from all earlier rounds.
+        redraw: prompts whose answers are all scored alike are replaced by the next ones, this many times at most.
+        largest_gap: nats per token by which sampler and engine may differ on average before the run stops.
+        correct_gap: cap of the weight exp(engine - sampler) on the advantages; None: no correction.
+    """
+
+    prompts: int
+    answers: int
+    passes: int
+    batch_size: int
+    longest: int
+    seed: int
+    temperature: float = 1.0
+    pairs: Literal["all", "best-worst", "adjacent"] = "best-worst"
+    tie_threshold: float = 0.0
+    threshold: float | None = None
+    end_penalty: float = 0.0
+    overlong: tuple[int, float] | None = None
+    length_penalty: float = 0.0
+    keep_all: bool = False
+    redraw: int = 0
+    largest_gap: float = 0.1
+    correct_gap: float | None = None
+
+    def examples(self, kind: type[Record]) -> int:
+        """How many examples a round gives at most."""
+        pairs = {"all": self.answers * (self.answers - 1) // 2, "best-worst": 1, "adjacent": self.answers - 1}[
+            self.pairs
+        ]
+        each = {Comparison: pairs, Thumb: self.answers, Score: self.answers}
+        return self.prompts * each.get(kind, 1)  # a ranking, a demonstration or a group of rollouts per prompt
+
+    def steps(self, kind: type[Record]) -> int:
+        """Optimiser steps of a round."""
+        return self.passes * max(1, -(-self.examples(kind) // self.batch_size))
+
+
+class Rounds:
+    """The batches of an online run; the Trainer sees an epoch of :meth:`Plan.steps` batches for each round.
+
+    Args:
+        prompts: one example per prompt, without completions.
+        folder: where the rounds are kept.
+        precision: of the weights that answers are sampled with.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Example],
+        plan: Plan,
+        judge: Judge,
+        template: Template,
+        folder: Path,
+        precision: torch.dtype,
+    ) -> None:
+        if plan.prompts > len(prompts):
+            raise DataError(f"a round takes {plan.prompts} prompts, and the data has {len(prompts)}. Lower it.")
+        self.prompts, self.plan, self.judge, self.template = list(prompts), plan, judge, template
+        self.folder, self.precision = folder, precision
+        self.learner: Any  # the Update that these batches belong to; it says so itself
+        self.examples: list[Example] = []  # of the round; the Trainer's data set, changed in place
+        self.figures: dict[str, float] = {}  # of the round, logged with every step
+        self.current = 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.batch_size
+
+    @property
+    def kind(self) -> type[Record]:
+        """The records that a round gives the method."""
+        view = self.learner.objective.feedback
+        return Ranking if view is Rollouts else view.record  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return self.plan.steps(self.kind)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.examples[:] = self.make(self.current)
+        per_pass = len(self) // self.plan.passes
+        for number in range(self.plan.passes):
+            noise = torch.Generator().manual_seed(1_000_003 * self.plan.seed + 1009 * self.current + number)
+            order = torch.randperm(len(self.examples), generator=noise).tolist()
+            order = [order[i % len(order)] for i in range(max(len(order), per_pass))]  # no step without an example
+            yield from (order[a:b] for a, b in pairwise(len(order) * i // per_pass for i in range(per_pass + 1)))
+
+    # --- a round -------------------------------------------------------------------------------------------------------
+
+    def make(self, number: int) -> list[Example]:
+        """The examples of round ``number``, counted from 0, and of those before it where all are kept."""
+        earlier = [e for n in range(number) for e in self._made(n)] if self.plan.keep_all else []
+        return [*earlier, *self._made(number)]
+
+    def _made(self, number: int) -> list[Example]:
+        kept = Kept(self.folder / f"{number + 1:04d}")
+        drawn, verdicts = self._drawn(number, kept)
+        own, scores = self._own(drawn, verdicts)
+        if self.learner.main:
+            write_whole(kept.records, "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in scores))
+        answers = {
+            (d.place, self._text(a)): a for d in drawn for a in reversed(d.answers[: self.plan.answers])
+        }  # of two that read alike, the first
+        where = {self.prompts[d.place].record.prompt: d.place for d in drawn}
+        records = self._records(own, scores)
+        if not records:
+            raise DataError(
+                f"round {number + 1}: nothing can be learned from the answers to {len(drawn)} prompts. {verdicts} Where all are "
+                "judged alike, more answers, a higher temperature or another judge help."
+            )
+        said = [[answers[where[r.prompt], c] for c in r.completions] for r in records]
+        examples = [
+            Example(self.prompts[where[r.prompt]].prompt, tuple(a.ids for a in row), r)
+            for r, row in zip(records, said, strict=True)
+        ]
+        self.figures = kept.figures() or _figures(own, drawn, self.plan.answers)
+        if self.learner.objective.feedback is Rollouts:
+            greedy = {self.prompts[d.place].record.prompt: j for d, j in zip(drawn, verdicts.judgements, strict=True)}
+            examples = self._credited(kept, examples, said, greedy)
+        if self.learner.main:
+            write_whole(kept.about, json.dumps({**self.figures, "judge": verdicts.to_json()}, indent=1))
+        return examples
+
+    def _drawn(self, number: int, kept: Kept) -> tuple[list[Drawn], Verdicts]:
+        """Sample and judge; prompts whose answers are all judged alike make room for others."""
+        order = self._order(number)
+        drawn = self._sampled(number, kept, [next(order) for _ in range(self.plan.prompts)])
+        verdicts = self._judged(kept, drawn)
+        for _ in range(self.plan.redraw):
+            told = [i for i, j in enumerate(verdicts.judgements) if _varied(j)]
+            if len(told) == len(drawn):
+                break
+            more = self._sampled(number, kept, [next(order) for _ in range(len(drawn) - len(told))])
+            also = self._judged(kept, more)
+            drawn = [*(drawn[i] for i in told), *more]
+            verdicts = Verdicts(
+                (*(verdicts.questions[i] for i in told), *also.questions),
+                (*(verdicts.judgements[i] for i in told), *also.judgements),
+                verdicts.notes + also.notes,
+            )
+        return drawn, verdicts
+
+    def _order(self, number: int) -> Iterator[int]:
+        """Places of prompts, without end: one permutation after the other; a round begins ``plan.prompts`` after the last."""
+        at, n = number * self.plan.prompts, len(self.prompts)
+        while True:
+            noise = torch.Generator().manual_seed(1_000_003 * self.plan.seed + at // n)
+            yield int(torch.randperm(n, generator=noise)[at % n])
+            at += 1
+
+    # --- sampling and judging ------------------------------------------------------------------------------------------
+
+    def _sampled(self, number: int, kept: Kept, places: Sequence[int]) -> list[Drawn]:
+        """Answers to these prompts: those that are kept, the others from the policy, each process its share."""
+        known = kept.drawn()
+        missing = [p for p in dict.fromkeys(places) if p not in known]
+        share, alone = self.learner.share(len(missing)), self.learner.alone
+        mine: dict[int, Drawn] = {}
+        with sampler(self.learner.scorer.model, self.precision) as model:
+            at_once = max(1, 64 // self.plan.answers)
+            for part in (share[a : a + at_once] for a in range(0, len(share), at_once)):
+                found = self._answers(model, [missing[i] for i in part], number)
+                mine |= dict(zip(part, found, strict=True))
+                if alone:  # kept as soon as it is written
+                    kept.add_drawn(found)
+        new = self.learner.gathered(mine, len(missing))
+        if self.learner.main and not alone:
+            kept.add_drawn(new)
+        known |= {d.place: d for d in new}
+        return [known[p] for p in places]
+
+    def _answers(self, model: nn.Module, places: Sequence[int], number: int) -> list[Drawn]:
+        plan, ids, tokenizer = self.plan, [self.prompts[p].prompt for p in places], self.template.tokenizer
+        seed = 1_000_003 * plan.seed + number
+        answers = sample(
+            model,
+            tokenizer,
+            ids,
+            per_prompt=plan.answers,
+            max_new_tokens=plan.longest,
+            seed=seed,
+            temperature=plan.temperature,
+        )
+        if "greedy" in self.learner.objective.needs:
+            greedy = sample(model, tokenizer, ids, max_new_tokens=plan.longest, seed=seed, temperature=0.0)
+            answers = [[*a, *g] for a, g in zip(answers, greedy, strict=True)]
+        return [Drawn(p, tuple(a)) for p, a in zip(places, answers, strict=True)]
+
+    def _text(self, answer: Answer) -> str:
+        return str(self.template.tokenizer.decode(list(answer.ids), skip_special_tokens=True))
+
+    def _judged(self, kept: Kept, drawn: Sequence[Drawn]) -> Verdicts:
+        """What the judge says of them; what is kept is not asked again. One process asks, all of them hear."""
+        questions = []
+        for d in drawn:
+            record = self.prompts[d.place].record
+            questions.append(Question(record.prompt, tuple(map(self._text, d.answers)), origin=record.origin))
+        mine: dict[int, list[Judgement]] = {}
+        if self.learner.main:
+            known = kept.judged()
+            asked = [i for i, d in enumerate(drawn) if d.place not in known]
+            for part in (asked[a : a + 16] for a in range(0, len(asked), 16)):  # a judge that dies costs 16 at most
+                found = self.judge.judge([questions[i] for i in part]).judgements
+                said = {drawn[i].place: j for i, j in zip(part, found, strict=True)}
+                kept.add_judged(said)
+                known |= said
+            mine[0] = [known[d.place] for d in drawn]
+        (judgements,) = self.learner.gathered(mine, 1)
+        return Verdicts(tuple(questions), tuple(self._shaped(d, j) for d, j in zip(drawn, judgements, strict=True)))
+
+    def _shaped(self, drawn: Drawn, judgement: Judgement) -> Judgement:
+        """The judge's numbers less the plan's penalties for answers that are long or did not end."""
+        if not isinstance(judgement, Scores):
+            return judgement
+        pairs = zip(drawn.answers, judgement.scores, strict=True)
+        return Scores(tuple(s if isinstance(s, Failure) else s - self._penalty(a) for a, s in pairs))
+
+    def _penalty(self, answer: Answer) -> float:
+        plan, n = self.plan, len(answer.ids)
+        found = plan.length_penalty * n + (0.0 if answer.ended else plan.end_penalty)
+        if plan.overlong:
+            buffer, factor = plan.overlong
+            found += factor * min(max(n - (plan.longest - buffer), 0), buffer) / buffer
+        return found
+
+    # --- what is learned from ------------------------------------------------------------------------------------------
+
+    def _own(self, drawn: Sequence[Drawn], verdicts: Verdicts) -> tuple[Verdicts, list[Score]]:
+        """Verdicts on the sampled answers alone: the greedy one is a measure, not an example."""
+        k = self.plan.answers
+        judgements = (Scores(j.scores[:k]) if isinstance(j, Scores) else j for j in verdicts.judgements)
+        questions = (replace(q, completions=q.completions[:k]) for q in verdicts.questions)
+        own = Verdicts(tuple(questions), tuple(judgements), verdicts.notes)
+        return own, judged_as.scores(own)[0]
+
+    def _records(self, verdicts: Verdicts, scores: list[Score]) -> list[Any]:
+        plan, kind, rollouts = self.plan, self.kind, self.learner.objective.feedback is Rollouts
+        if kind is Ranking:
+            return list(judged_as.rankings(verdicts, at_least=1 if rollouts else 2)[0])
+        if not scores or kind is Score:
+            return list(scores)
+        if kind is Comparison:
+            made, _ = convert(scores, to="comparison", pairs=plan.pairs, tie_threshold=plan.tie_threshold)
+            return [p for p in made if self.learner.objective.ties or not p.tie]
+        if kind is Thumb:
+            threshold = float(np.median([s.score for s in scores])) if plan.threshold is None else plan.threshold
+            return list(convert(scores, to="thumb", threshold=threshold)[0])
+        if kind is Demonstration:  # the best of n
+            best = judged_as.rankings(verdicts, at_least=1)[0]
+            return [Demonstration(r.prompt, r.ranked[r.ranks.index(1)], origin=r.origin) for r in best]
+        raise DataError(
+            f"a round gives no {kind.__name__.lower()} records, which {self.learner.objective.name()} needs."
+        )
+
+    # --- rollouts: constants of the round --------------------------------------------------------------------------------
+
+    def _credited(
+        self, kept: Kept, examples: list[Example], said: list[list[Answer]], judged: dict[Any, Judgement]
+    ) -> list[Example]:
+        """The examples with their columns, computed by the policy that sampled them, or read."""
+        counts = [sum(len(c) for c in e.completions) for e in examples]
+        if not kept.columns.exists():
+            columns, memory = self._credit(examples, counts, said, judged)
+            if self.learner.main:
+                save_file({**columns, **{f"memory.{k}": v for k, v in memory.items()}}, f"{kept.columns}.part")
+                Path(f"{kept.columns}.part").replace(kept.columns)
+            self.learner.gathered({0: None} if self.learner.main else {}, 1)  # nobody reads before it is written
+        stored = load_file(kept.columns)
+        memory = {k.removeprefix("memory."): v for k, v in stored.items() if k.startswith("memory.")}
+        if memory:
+            self.learner.memory = {k: v.to(self.learner.scorer.device) for k, v in memory.items()}
+        columns = {k: v.split(counts) for k, v in stored.items() if not k.startswith("memory.")}
+        if "reference" in columns:
+            each = torch.cat([b - r for b, r in zip(columns["behaviour"], columns["reference"], strict=True)])
+            self.figures["kl"] = each.sum().item() / sum(map(len, said))
+        return [replace(e, columns={k: v[i] for k, v in columns.items()}) for i, e in enumerate(examples)]
+
+    def _credit(
+        self, examples: list[Example], counts: list[int], said: list[list[Answer]], judged: dict[Any, Judgement]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        objective, share = self.learner.objective, self.learner.share(len(examples))
+        mine: dict[int, dict[str, torch.Tensor]] = {}
+        if share:
+            y = self.learner.scored([examples[i] for i in share])
+            known = {"behaviour": y.token_logps, **{k: y.extra(k) for k in self.learner.extras}}
+            if "reference" in objective.needs:
+                known["reference"] = y.ref_token_logps
+            parts = {k: v.detach().cpu().split([counts[i] for i in share]) for k, v in known.items()}
+            mine = {i: {k: v[j].clone() for k, v in parts.items()} for j, i in enumerate(share)}
+        rows = self.learner.gathered(mine, len(examples))
+        whole = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
+        length = torch.tensor([len(c) for e in examples for c in e.completions])
+        y = Completions(whole["behaviour"], length, whole.get("reference"), {k: whole[k] for k in self.learner.extras})
+        columns = {k: v for k, v in whole.items() if k in ("behaviour", "reference")}
+        if "greedy" in objective.needs:
+            base = [_greedy_score(judged[e.record.prompt]) for e in examples for _ in e.completions]
+            columns["baseline"] = torch.tensor(base).to(y.length)[y.owner]
+        batch = replace(Rollouts.of(y, examples), columns=columns)
+        earned, memory = objective.credit(batch, self.learner.memory)
+        columns |= {k: v.detach().contiguous() for k, v in earned.items()}
+        if self.plan.temperature == 1:
+            told = torch.tensor([v for row in said for a in row for v in a.logps]).to(whole["behaviour"])
+            self._compare(whole["behaviour"] - told, columns)
+        return columns, {k: v.detach().cpu().contiguous() for k, v in memory.items()}
+
+    def _compare(self, gap: torch.Tensor, columns: dict[str, torch.Tensor]) -> None:
+        """Sampler and engine are two programs for one distribution: how far apart, and what follows from it."""
+        found, cap = gap.abs().mean().item(), self.plan.correct_gap
+        self.figures["sampler_gap"] = found
+        if found > self.plan.largest_gap:
+            raise CheckFailed(
+                f"sampler and engine differ by {found:.3g} nats a token on the same answers (allowed "
+                f"{self.plan.largest_gap:g}): the samples are not the policy's. float32 precision, or a higher bound."
+            )
+        if cap is not None:  # truncated importance sampling
+            columns["advantage"] = columns["advantage"] * gap.exp().clamp(max=cap)
+
+
+def _varied(judgement: Judgement) -> bool:
+    """Whether there are two different scores in it."""
+    return isinstance(judgement, Scores) and len({s for s in judgement.scores if not isinstance(s, Failure)}) > 1
+
+
+def _greedy_score(judgement: Judgement) -> float:
+    last = judgement.scores[-1] if isinstance(judgement, Scores) else judgement
+    if not isinstance(last, float | int):
+        raise DataError(f"the judge failed on a greedy answer ({last}), and the method needs its score.")
+    return float(last)
+
+
+def _figures(verdicts: Verdicts, drawn: Sequence[Drawn], k: int) -> dict[str, float]:
+    """What a round is like, in the words that users search for."""
+    rows = [[s for s in j.scores if not isinstance(s, Failure)] for j in verdicts.judgements if isinstance(j, Scores)]
+    scores, answers = [s for row in rows for s in row], [a for d in drawn for a in d.answers[:k]]
+    return {
+        "reward": float(np.mean(scores)) if scores else float("nan"),
+        "reward_std": float(np.mean([np.std(row) for row in rows if row])) if scores else float("nan"),
+        "frac_reward_zero_std": float(np.mean([len(set(row)) < 2 for row in rows])) if rows else 1.0,
+        "completions/mean_length": float(np.mean([len(a.ids) for a in answers])),
+        "completions/clipped_ratio": float(np.mean([not a.ended for a in answers])),
+        "judge/failed": float(verdicts.failed.total()),
+    }
