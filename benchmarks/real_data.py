@@ -35,7 +35,10 @@ RUNS = {
     "dpo-zh": (ZH, f"--method dpo --batch_size 8 {LONG}"),
     "simpo-zh": (ZH, f"--method simpo --batch_size 8 {LONG}"),
     "bco-halueval": ("halueval/general_data.json", "--method bco --match_prompts tfidf --limit 1000"),
-    "plackett-luce-finegrained": (QA, "--method plackett_luce --limit 150 --shape 'finegrained ranking'"),
+    "lipo-finegrained": (
+        QA,
+        "--method lipo --limit 150 --shape 'finegrained ranking'",
+    ),  # a third of the lists has ties
     "reward-model-hh": (HH, "--method reward_model --limit 1000"),
 }
 JUDGED = {"reward-model-hh": "llmbar/natural.json"}  # scored with the model afterwards

@@ -380,8 +380,8 @@ def test_one_class_only_for_kto() -> None:
             "`trimtab methods dpo`.",
         ),
         (
-            ["--method", "dppo"],
-            f'There is no method "dppo". Did you mean "dpo"? Known: {", ".join(methods())}.',
+            ["--method", "dpoo"],
+            f'There is no method "dpoo". Did you mean "dpo"? Known: {", ".join(methods())}.',
         ),
         (["--beta", "-1"], "dpo: beta is -1.0; expected a number above 0."),
         (["--beta", "much"], 'dpo: beta is "much"; expected a number.'),

@@ -41,6 +41,7 @@ COMMANDS = (
     "data convert",
     "methods",
     "score",
+    "judge",
     "pipeline",
     "merge",
     "generate",

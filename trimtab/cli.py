@@ -357,6 +357,38 @@ def score(
     _say(score_file(_config(ctx, file, known, model=policy), reference, out, beta, tokens))
 
 
+@app.command(cls=Flags, context_settings=EXTRA)
+def judge(
+    ctx: typer.Context,
+    file: str,
+    judge: str = typer.Option(..., help="rule:, model:, language: or human:, see `trimtab train --options`"),
+    out: Path = typer.Option(..., help="canonical feedback file to write (.jsonl or .jsonl.gz)"),
+    cache: Path = typer.Option(None, help=".jsonl of judgements: what is in it is not asked again"),
+    tie_band: float = typer.Option(
+        0.0, "--tie_band", "--tie-band", min=0.0, help="preferences within this of 1/2 are ties"
+    ),
+) -> None:
+    """Let a judge look at the answers of a file, and write what it says as feedback.
+
+    Example: `trimtab judge prefs.jsonl --judge rule:judge.py:brief --out labels.jsonl`
+    """
+    from trimtab.feedback.read import write
+    from trimtab.judges.cached import Cached
+    from trimtab.judges.label import label
+    from trimtab.judges.named import named_judge
+    from trimtab.prepare import read_records
+
+    asked = named_judge(judge)
+    _, records, told = read_records(_config(ctx, file, (*READING, *CONVERTING)))
+    found = label(records, Cached(asked, cache) if cache else asked, tie_band)
+    written = "nothing was judged, and nothing written"
+    if found.records:
+        write(found.records, out)
+        written = f"{len(found.records):,} records"
+    for line in (*told, *str(found).splitlines(), f"{out}: {written}"):
+        _say(line)
+
+
 @app.command()
 def pipeline(file: Path = typer.Argument(..., help="YAML file with stages")) -> None:
     """Several runs as one, each starting where the one before ended: SFT then any method, sDPO, PAFT.

@@ -125,7 +125,8 @@ class RunConfig(BaseModel):
     judge: str | None = Field(
         None,
         description="who judges answers that the policy samples; the data is then read as prompts. rule:FILE.py:FUNCTION, "
-        "rule:MODULE:FUNCTION, or model:FOLDER (a reward model's run folder)",
+        "rule:MODULE:FUNCTION, model:FOLDER (a reward model's run folder), model:FOLDER,REFERENCE (implicit reward), or "
+        "language:FILE.yaml (a language model)",
     )
     rounds: int = Field(20, ge=1, description="rounds of sampling, judging and learning")
     prompts_per_round: int = Field(16, ge=1, description="prompts of a round")

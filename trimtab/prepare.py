@@ -213,7 +213,7 @@ def _other_ways(records: Sequence[Record], objective: Objective) -> str:
     kind, ways = type(records[0]), []
     for start, end in ((kind, kind), *PATHS):
         able = [n for n, c in methods().items() if c.feedback.record is end and c is not type(objective)]
-        if start is not kind or not able:
+        if start is not kind or not able or end is Prompt:  # no judge is known here
             continue
         with suppress(TrimtabError):
             if end is kind or convert(records, to=end.__name__.lower())[0]:

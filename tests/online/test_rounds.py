@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.judges.server import Reply, serving
+from tests.judges.test_endpoint import SHOWN
 from tests.tiny_folder import feedback_file, tiny_folder
 from trimtab.config import resolve
 from trimtab.errors import CheckFailed, ConfigError, DataError
@@ -273,3 +275,39 @@ def test_killed_and_resumed_is_uninterrupted(method: str, moment: str) -> None:
     same = lambda rows: [{k: v for k, v in r.items() if k not in ("peak_memory_gb", "tokens_per_second")} for r in rows]  # noqa: E731
     for mine, other in zip(same(steps(whole)), same(steps(resumed)), strict=True):
         assert mine == other
+
+
+# --- a judge of pairs ------------------------------------------------------------------------------------------------------
+
+
+def prefers(body: dict[str, Any], _: int) -> Reply:
+    """More vowels is better; A, where it is shown first, gets 0.2 for its place."""
+    answers = dict(SHOWN.findall(body["messages"][0]["content"]))
+    worth = [sum(c in "aeiou" for c in answers[f"ANSWER {label}"]) for label in "AB"]
+    p = 0.6 if worth[0] == worth[1] else 0.9 if worth[0] > worth[1] else 0.3
+    return Reply("A" if p > 0.5 else "B", [("A" if p > 0.5 else "B", {"A": p, "B": 1 - p})])
+
+
+@pytest.mark.parametrize(("method", "answers"), [("dpo", 2), ("todo", 2), ("kto", 3), ("rloo", 2)])
+def test_a_language_model_judges_pairs(method: str, answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers to a method on pairs are asked about as a pair, in both orders; others each against each."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(prefers) as server:
+        Path("judge.yaml").write_text(f"url: {server.url}\nmodel: m\nprompt: pairwise\n")
+        folder = train(resolve(options(method, output="run", answers=answers, judge="language:judge.yaml")))
+    asked = 2 * 2 * 4 * answers * (answers - 1) // 2
+    assert len(server.requests) <= asked  # both orders, two rounds; answers that read alike are asked about once
+    records = read(str(folder / "rounds/0001/records.jsonl")).records
+    told = json.loads((folder / "rounds/0001/round.json").read_text())
+    if method in ("dpo", "todo"):
+        assert records and all(isinstance(r, Comparison) and 0.5 <= r.strength <= 1 for r in records)  # type: ignore[operator]
+        assert told["judge/first_place"] > 0.5 and "reward" not in told
+    else:
+        assert records and all(isinstance(r, Score) and 0 <= r.score <= 1 for r in records)
+    assert all(torch.isfinite(torch.tensor(r["loss"])) for r in steps(folder))
+
+
+def test_a_judge_of_pairs_takes_no_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("judge.yaml").write_text("url: http://127.0.0.1:1/v1\nmodel: m\nprompt: pairwise\n")
+    with pytest.raises(ConfigError, match="a judge of pairs gives no scores that a penalty could be subtracted from"):
+        train(resolve(options("dpo", output="run", answers=2, judge="language:judge.yaml", end_penalty=1.0)))

@@ -27,8 +27,8 @@ from tests.engine import (
     weights,
     worst,
 )
-from tests.twins import pairs, rewards, thumbs
-from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Score, Solution, Thumb
+from tests.twins import pairs, rewards, rollouts, thumbs
+from trimtab.feedback.records import Comparison, Demonstration, Message, Prompt, Ranking, Score, Solution, Thumb
 from trimtab.logprobs.layout import Mode
 from trimtab.logprobs.scored import Completions, Rankings
 from trimtab.objectives import methods
@@ -136,6 +136,12 @@ def tied() -> list[Example]:
     return [replace(e, record=replace(e.record, ranks=r)) for e, r in zip(groups(), shared, strict=True)]  # type: ignore[call-arg]
 
 
+def of_rollouts(method: str, **options: float) -> Case:
+    objective = methods()[method](**options)
+    examples = tiny.sampled(objective, tiny.examples(Prompt, 4, k=3, seed=2))
+    return Case(objective, examples, lambda p, _, e: getattr(rollouts, method)(p, e, **options))
+
+
 CASES = {
     "dpo": of_pairs("dpo", beta=0.05),
     "cdpo": of_pairs("cdpo", beta=0.05, label_smoothing=0.2),
@@ -189,6 +195,7 @@ CASES = {
         tiny.examples(Score, 6, seed=2),
         lambda p, _, e: rewards.regression(p, e, 0.5, 2.0),
     ),
+    "rloo": of_rollouts("rloo", beta=0.3, clip=0.4),
     "process_reward": Case(
         methods()["process_reward"](), tiny.examples(Solution, 6, seed=0), lambda p, _, e: rewards.process(p, e)
     ),

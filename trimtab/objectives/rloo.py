@@ -40,7 +40,7 @@ class RLOO(Objective):
 
     def loss(self, batch: Rollouts) -> Tensor:
         y, advantage = batch.y, batch.y.first(batch.advantage)
-        ratio = y.sum(y.token_logps - batch.behaviour).clamp(-20, 20).exp()
+        ratio = y.sum(y.token_logps - batch.behaviour).clamp(max=20).exp()
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
         return -batch.per_prompt(surrogate)
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import ConfigError
-from trimtab.judges.base import Failure, Judgement, Scores
+from trimtab.judges.base import Failure, Judgement, Preference, Ranks, Scores
+from trimtab.judges.cached import from_json, to_json
 from trimtab.online.sample import Answer
 
 
@@ -66,16 +66,15 @@ def _line(judgement: Judgement) -> dict[str, Any]:
             return {"scores": [asdict(s) if isinstance(s, Failure) else s for s in scores]}
         case Failure():
             return {"failure": asdict(judgement)}
-        case _:
-            raise ConfigError(
-                f"rounds need a judge that gives each answer a number; this one gave a {type(judgement).__name__.lower()}. "
-                "RoundRobin makes numbers of a pairwise judge."
-            )
+        case Preference() | Ranks():
+            return to_json(judgement)
 
 
 def _judgement(line: dict[str, Any]) -> Judgement:
     if "failure" in line:
         return Failure(**line["failure"])
+    if "kind" in line:
+        return from_json({k: v for k, v in line.items() if k != "place"})
     return Scores(tuple(Failure(**s) if isinstance(s, dict) else s for s in line["scores"]))
 
 

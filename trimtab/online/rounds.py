@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +26,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trimtab.errors import CheckFailed, DataError
+from trimtab.errors import CheckFailed, ConfigError, DataError
 from trimtab.feedback.convert import convert
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Thumb
 from trimtab.judges import records as judged_as
-from trimtab.judges.base import Failure, Judge, Judgement, Question, Scores, Verdicts
+from trimtab.judges.base import Failure, Judge, Judgement, Preference, Question, Ranks, Scores, Verdicts
+from trimtab.judges.round_robin import RoundRobin
 from trimtab.logprobs.scored import Completions, Rollouts
 from trimtab.online.kept import Drawn, Kept, write_whole
 from trimtab.online.sample import Answer, sample, sampler
@@ -125,6 +127,21 @@ class Rounds:
         view = self.learner.objective.feedback
         return Ranking if view is Rollouts else view.record  # type: ignore[no-any-return]
 
+    @cached_property
+    def asked(self) -> Judge:
+        """Who is asked: a judge of pairs about pairs, where the method learns from them, else each against each."""
+        plan = self.plan
+        if self.judge.kind != "pairwise":
+            return self.judge
+        if self.kind is not Comparison or plan.answers != 2:
+            return RoundRobin(self.judge)
+        if plan.end_penalty or plan.length_penalty or plan.overlong:
+            raise ConfigError(
+                "a judge of pairs gives no scores that a penalty could be subtracted from. Remove end_penalty, token_penalty and "
+                "overlong_buffer, or sample more than 2 answers, which are then compared each with each."
+            )
+        return self.judge
+
     def __len__(self) -> int:
         return self.plan.steps(self.kind)
 
@@ -149,7 +166,8 @@ class Rounds:
         drawn, verdicts = self._drawn(number, kept)
         own, scores = self._own(drawn, verdicts)
         if self.learner.main:
-            write_whole(kept.records, "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in scores))
+            said_of = scores or self._pairs(own)
+            write_whole(kept.records, "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in said_of))
         answers = {
             (d.place, self._text(a)): a for d in drawn for a in reversed(d.answers[: self.plan.answers])
         }  # of two that read alike, the first
@@ -252,7 +270,7 @@ class Rounds:
             known = kept.judged()
             asked = [i for i, d in enumerate(drawn) if d.place not in known]
             for part in (asked[a : a + 16] for a in range(0, len(asked), 16)):  # a judge that dies costs 16 at most
-                found = self.judge.judge([questions[i] for i in part]).judgements
+                found = self.asked.judge([questions[i] for i in part]).judgements
                 said = {drawn[i].place: j for i, j in zip(part, found, strict=True)}
                 kept.add_judged(said)
                 known |= said
@@ -283,12 +301,20 @@ class Rounds:
         judgements = (Scores(j.scores[:k]) if isinstance(j, Scores) else j for j in verdicts.judgements)
         questions = (replace(q, completions=q.completions[:k]) for q in verdicts.questions)
         own = Verdicts(tuple(questions), tuple(judgements), verdicts.notes)
-        return own, judged_as.scores(own)[0]
+        return own, [] if self.asked.kind == "pairwise" else judged_as.scores(own)[0]
+
+    def _pairs(self, verdicts: Verdicts) -> list[Comparison]:
+        """What a judge of pairs said."""
+        if self.asked.kind != "pairwise":
+            return []
+        return judged_as.comparisons(verdicts, tie_band=self.plan.tie_threshold)[0]
 
     def _records(self, verdicts: Verdicts, scores: list[Score]) -> list[Any]:
         plan, kind, rollouts = self.plan, self.kind, self.learner.objective.feedback is Rollouts
         if kind is Ranking:
             return list(judged_as.rankings(verdicts, at_least=1 if rollouts else 2)[0])
+        if self.asked.kind == "pairwise":
+            return [p for p in self._pairs(verdicts) if self.learner.objective.ties or not p.tie]
         if not scores or kind is Score:
             return list(scores)
         if kind is Comparison:
@@ -369,8 +395,16 @@ class Rounds:
 
 
 def _varied(judgement: Judgement) -> bool:
-    """Whether there are two different scores in it."""
-    return isinstance(judgement, Scores) and len({s for s in judgement.scores if not isinstance(s, Failure)}) > 1
+    """Whether one answer was found better than another."""
+    match judgement:
+        case Scores(scores):
+            return len({s for s in scores if not isinstance(s, Failure)}) > 1
+        case Preference(first):
+            return first != 0.5
+        case Ranks(ranks):
+            return len(set(ranks)) > 1
+        case Failure():
+            return False
 
 
 def _greedy_score(judgement: Judgement) -> float:
@@ -385,10 +419,17 @@ def _figures(verdicts: Verdicts, drawn: Sequence[Drawn], k: int) -> dict[str, fl
     rows = [[s for s in j.scores if not isinstance(s, Failure)] for j in verdicts.judgements if isinstance(j, Scores)]
     scores, answers = [s for row in rows for s in row], [a for d in drawn for a in d.answers[:k]]
     return {
-        "reward": float(np.mean(scores)) if scores else float("nan"),
-        "reward_std": float(np.mean([np.std(row) for row in rows if row])) if scores else float("nan"),
-        "frac_reward_zero_std": float(np.mean([len(set(row)) < 2 for row in rows])) if rows else 1.0,
+        **(
+            {}
+            if not scores
+            else {
+                "reward": float(np.mean(scores)),
+                "reward_std": float(np.mean([np.std(row) for row in rows if row])),
+            }
+        ),
+        "frac_reward_zero_std": float(np.mean([not _varied(j) for j in verdicts.judgements])),
         "completions/mean_length": float(np.mean([len(a.ids) for a in answers])),
         "completions/clipped_ratio": float(np.mean([not a.ended for a in answers])),
         "judge/failed": float(verdicts.failed.total()),
+        **{f"judge/{k}": v for k, v in verdicts.position.items()},
     }
