@@ -16,7 +16,7 @@ CATALOGUE = {
     "demonstrations": ["sft", "csft"],
     "pairs, with reference": [
         "dpo", "cdpo", "robust_dpo", "ipo", "rso", "dpop", "beta_dpo", "gpo", "f_dpo", "tdpo1", "tdpo2", "r_dpo", "ln_dpo",
-        "ld_dpo", "exo", "nca", "apo_zero", "apo_down", "dpo_nll", "wpo", "aot", "aot_unpaired", "sppo", "dno", "mpo",
+        "ld_dpo", "exo", "nca", "apo_zero", "apo_down", "dpo_nll", "wpo", "aot", "aot_unpaired", "sppo", "dno", "mpo", "xpo",
     ],
     "pairs, no reference": ["cpo", "orpo", "simpo", "slic"],
     "ties": ["todo"],
@@ -26,7 +26,9 @@ CATALOGUE = {
     ],
     "scores": ["dro"],
     "reward models": ["reward_model", "reward_model_ties", "k_wise_reward", "score_model", "preference_model", "process_reward"],
-    "rollouts": ["rloo"],
+    "rollouts": [
+        "rloo", "ppo", "reinforce_pp", "remax", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "nash_md",
+    ],
 }  # fmt: skip
 EVERY = sorted(name for names in CATALOGUE.values() for name in names)
 WITH_ANOTHER = {"tdpo1": "tdpo", "tdpo2": "tdpo", "pairwise_cringe": "cringe"}  # tested in one file

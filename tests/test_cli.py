@@ -51,8 +51,8 @@ COMMANDS = (
     "demo",
 )
 SHORT = ("--max_steps", 2, "--batch_size", 4, "--precision", "float32")
-JUDGE = "def length(prompt, answer):\n    return len(answer) / 10\n"
-ROUNDS = ("--judge", "rule:judge.py:length", "--rounds", 2, "--prompts_per_round", 2, "--precision", "float32")
+JUDGE = "def odd(prompt, answer):\n    return sum(map(ord, answer)) % 11 / 10\n"
+ROUNDS = ("--judge", "rule:judge.py:odd", "--rounds", 2, "--prompts_per_round", 2, "--precision", "float32")
 ROOT = Path(__file__).parent.parent
 ESCAPE = "\x1b"
 # a reward model answers nothing: its runs are in test_reward_models.py
@@ -85,7 +85,9 @@ def trained(workspace: Path) -> Callable[[str], tuple[Path, str]]:
         if method not in runs:
             folder = workspace / "trained" / method
             options = ("--samples", 2, "--sample_tokens", 6, "--learning_rate", 0.01, "--holdout", 0.2)
-            short = SHORT if methods()[method].feedback is not Rollouts else ROUNDS
+            cls = methods()[method]
+            short = ROUNDS if cls.feedback is Rollouts or cls.partner else SHORT
+            short += ("--partner_mix", 1, "--answers", 1) if cls.partner else ()
             words = ("--method", method, "--model", "./tiny", *short, *options, "--output", folder)
             runs[method] = folder, done("train", data_of(method), *words)
         return runs[method]

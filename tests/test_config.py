@@ -64,8 +64,9 @@ def test_codes_and_columns_may_be_numbers_in_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", methods())
 def test_the_resolved_configuration_gives_itself_again(method: str, tmp_path: Path) -> None:
-    online = methods()[method].feedback is Rollouts
-    more: dict[str, Any] = JUDGED if online else {}
+    partner = {"partner_mix": 1, "answers": 1} if methods()[method].partner else {}
+    online = methods()[method].feedback is Rollouts or bool(partner)
+    more: dict[str, Any] = {**JUDGED, **partner} if online else {}
     short = {"rounds": 3} if online else {"max_steps": 3}
     for values in ({}, {"finetune": "full"}, short, {"samples": 0, "holdout": 0}, {"template": "plain"}):
         config = resolve({"data": "x.jsonl", "method": method, **more, **values})
@@ -168,7 +169,7 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(({name: value}, {}) for name, value in {
         "rounds": 2, "prompts_per_round": 4, "answers": 2, "passes": 2, "sample_temperature": 0.7, "keep_rounds": "all",
         "redraw": 1, "end_penalty": 1.0, "token_penalty": 0.1, "overlong_buffer": 4, "overlong_penalty": 2.0,
-        "largest_gap": 0.2, "correct_sampling": 2.0,
+        "largest_gap": 0.2, "correct_sampling": 2.0, "partner_mix": 0.5,
     }.items()),
     *(({name: value}, JUDGED) for name, value in {
         "epochs": 2, "max_steps": 3, "convert": "thumb", "match_prompts": "tfidf", "eval_every": 3, "truncation": "prompt",

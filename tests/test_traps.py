@@ -59,7 +59,7 @@ from trimtab.update.measure import measure
 from trimtab.update.weights import no_dropout
 
 ROOT, TESTS = Path(trimtab.__file__).parents[1], Path(__file__).parent
-OFFLINE = {name: cls for name, cls in methods().items() if cls.feedback is not Rollouts}
+OFFLINE = {name: cls for name, cls in methods().items() if cls.feedback is not Rollouts and not cls.partner}
 MODES: tuple[Mode, ...] = ("shared", "packed", "padded")
 
 

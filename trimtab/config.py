@@ -131,6 +131,13 @@ class RunConfig(BaseModel):
     rounds: int = Field(20, ge=1, description="rounds of sampling, judging and learning")
     prompts_per_round: int = Field(16, ge=1, description="prompts of a round")
     answers: int = Field(4, ge=1, description="answers to each prompt")
+    partner_mix: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="one more answer to each prompt is sampled from policy^(1-b) reference^b, with this b "
+        "(1: from the reference)",
+    )
     passes: int = Field(1, ge=1, description="times that a round's answers are learned from")
     sample_temperature: float = Field(1.0, gt=0, description="of sampling")
     keep_rounds: Literal["last", "all"] = Field("last", description="learn from this round, or from all so far")
@@ -243,7 +250,17 @@ def _readable(e: ValidationError) -> str:
 
 # only where answers are sampled; and what then decides nothing
 ONLINE = (
-    *("rounds", "prompts_per_round", "answers", "passes", "sample_temperature", "keep_rounds", "redraw", "end_penalty"),
+    *(
+        "rounds",
+        "prompts_per_round",
+        "answers",
+        "partner_mix",
+        "passes",
+        "sample_temperature",
+        "keep_rounds",
+        "redraw",
+        "end_penalty",
+    ),
     *("token_penalty", "overlong_buffer", "overlong_penalty", "largest_gap", "correct_sampling"),
 )
 OF_A_FILE = ("convert", "epochs", "max_steps", "ties", "match_prompts", "eval_every", "truncation", "max_truncated")
@@ -331,6 +348,13 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
         )
     if config.judge is not None and config.reference == "cache":
         raise ConfigError("reference: cache holds answers of a file, and here they are sampled. Use copy or adapter.")
+    if config.partner_mix is not None and "reference" not in objective.needs:
+        raise ConfigError(f"partner_mix samples from the reference, and {objective.name()} has none. Remove it.")
+    if objective.partner and config.partner_mix != 1:
+        raise ConfigError(
+            f"{objective.name()} learns from pairs of the policy's answer and the reference's: set judge, partner_mix: 1 and "
+            "answers: 1."
+        )
     if config.overlong_buffer > config.sample_tokens:
         raise ConfigError(
             f"overlong_buffer is {config.overlong_buffer} and an answer has {config.sample_tokens} tokens at most."

@@ -594,6 +594,7 @@ def plan(config: RunConfig) -> Plan:
         redraw=config.redraw,
         largest_gap=config.largest_gap,
         correct_gap=config.correct_sampling,
+        partner=config.partner_mix,
     )
 
 

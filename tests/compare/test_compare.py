@@ -176,7 +176,11 @@ def test_arms_from_text() -> None:
     assert parse_arms("dpo,cdpo:label_smoothing=0.2") == [Arm("dpo"), Arm("cdpo", {"label_smoothing": 0.2})]
     assert parse_arms("bco:match_prompts=tfidf") == [Arm("bco", {"match_prompts": "tfidf"})]
     given = {"pairs", "thumbs", "demonstrations", "rankings", "scores"}
-    fit = [n for n, c in methods().items() if "score" not in c.needs and c.feedback.__name__.lower() in given]
+    fit = [
+        n
+        for n, c in methods().items()
+        if not {"score"} & c.needs and not c.partner and c.feedback.__name__.lower() in given
+    ]
     assert [a.method for a in parse_arms("all")] == fit and "rloo" not in fit
     for wrong in (
         "dqo",

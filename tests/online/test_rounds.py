@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.judges.server import Reply, serving
 from tests.judges.test_endpoint import SHOWN
@@ -20,12 +21,19 @@ from trimtab.errors import CheckFailed, ConfigError, DataError
 from trimtab.feedback.read import read
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Score, Thumb
 from trimtab.judges.base import Failure, Scores
+from trimtab.logprobs.score import Scorer, install
+from trimtab.models import end_tokens
 from trimtab.online.kept import Drawn, Kept
 from trimtab.online.rounds import Plan, Rounds
 from trimtab.online.sample import Answer
+from trimtab.prepare import prepare_prompts
 from trimtab.run import train
+from trimtab.tokens.batch import Example
+from trimtab.tokens.template import Template
 from trimtab.update.trainer import Update
 
+# peft asks transformers by the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 ROOT = Path(__file__).parents[2]
 JUDGE = '''
 def vowels(prompt, answer):
@@ -275,6 +283,71 @@ def test_killed_and_resumed_is_uninterrupted(method: str, moment: str) -> None:
     same = lambda rows: [{k: v for k, v in r.items() if k not in ("peak_memory_gb", "tokens_per_second")} for r in rows]  # noqa: E731
     for mine, other in zip(same(steps(whole)), same(steps(resumed)), strict=True):
         assert mine == other
+
+
+# --- a partner -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("finetune", "mix"), [("full", 1), ("lora", 1), ("lora", 0.5)])
+def test_one_answer_more_from_the_reference(finetune: str, mix: float) -> None:
+    """XPO's pairs: one answer of the policy, one of the start model, which is the target. After training they differ."""
+    more = {"answers": 1, "partner_mix": mix, "finetune": finetune, "learning_rate": 0.05, "rounds": 3}
+    folder = train(resolve(options("xpo" if mix == 1 else "dpo", output="run", **more)))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("model"), AutoTokenizer.from_pretrained("model")
+    install(model, torch.float32, "padded")
+    prompts = prepare(folder)
+    drawn = list(Kept(folder / "rounds" / "0003").drawn().values())
+    assert len(drawn) == 4 and all(len(d.answers) == 2 for d in drawn)
+    rows = [Example(prompts[d.place], tuple(a.ids for a in d.answers), Demonstration((), "")) for d in drawn]
+    logps, lengths = Scorer(model, "padded", 4096).score_all(rows)
+    start = [part.sum().item() for part in logps.split(lengths.tolist())]
+    told = [sum(a.logps) for d in drawn for a in d.answers]
+    apart = [abs(a - b) for a, b in zip(start, told, strict=True)]
+    assert tokenizer.eos_token_id is not None
+    if mix == 1:
+        assert max(apart[1::2]) < 1e-3  # the partner is the start model still
+    else:
+        assert max(apart[1::2]) > 1e-2  # between the two
+    assert max(apart[0::2]) > 1e-2  # and the policy is not
+
+
+def prepare(folder: Path) -> dict[int, tuple[int, ...]]:
+    """Place -> prompt ids of a run's prompts."""
+    config = resolve({}, str(folder / "config.yaml"))
+    template = Template(AutoTokenizer.from_pretrained("model"), eos_ids=end_tokens("./model"))
+    return {i: e.prompt for i, e in enumerate(prepare_prompts(config, config.objective(), template).train)}
+
+
+def test_the_mixture_is_what_the_others_are_to_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nash-MD: each answer against the partner's, which is no example itself; scores are probabilities."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(prefers) as server:
+        Path("judge.yaml").write_text(f"url: {server.url}\nmodel: m\nprompt: pairwise\n")
+        more = {"answers": 2, "partner_mix": 0.5, "judge": "language:judge.yaml"}
+        folder = train(resolve(options("nash_md", output="run", **more)))
+    kept = Kept(folder / "rounds" / "0001")
+    assert all(len(d.answers) == 3 for d in kept.drawn().values())
+    assert len(server.requests) <= 2 * 2 * 4 * 2  # rounds, orders, prompts, own answers
+    for judgement in kept.judged().values():
+        assert isinstance(judgement, Scores)
+        *own, partner = judgement.scores
+        assert all(isinstance(p, float) and 0 <= p <= 1 for p in own)
+        assert partner == pytest.approx(1 - sum(own) / 2)  # type: ignore[arg-type]
+    assert len(read(str(kept.records)).records) <= 8
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("xpo", {}, "xpo learns from pairs of the policy's answer and the reference's"),
+        ("xpo", {"partner_mix": 0.5}, "set judge, partner_mix: 1 and answers: 1"),
+        ("simpo", {"partner_mix": 1}, "partner_mix samples from the reference, and simpo has none"),
+        ("nash_md", {"partner_mix": 0.5}, "the judge gives each answer a number"),
+    ],
+)
+def test_a_partner_that_cannot_be(method: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(resolve(options(method, output="run", **more)))
 
 
 # --- a judge of pairs ------------------------------------------------------------------------------------------------------

@@ -196,6 +196,9 @@ CASES = {
         lambda p, _, e: rewards.regression(p, e, 0.5, 2.0),
     ),
     "rloo": of_rollouts("rloo", beta=0.3, clip=0.4),
+    "dapo": of_rollouts("dapo", clip_low=0.3, clip_high=0.5),
+    "remax": of_rollouts("remax", beta=0.3, clip=0.4),
+    "ppo": of_rollouts("ppo", clip=0.4, value_clip=0.3, value_weight=0.2),
     "process_reward": Case(
         methods()["process_reward"](), tiny.examples(Solution, 6, seed=0), lambda p, _, e: rewards.process(p, e)
     ),

@@ -93,6 +93,8 @@ def _unfit(cls: type[Objective]) -> str:
     """Why a method cannot be compared here, or ""."""
     if "score" in cls.needs:
         return "trains a reward model, which gives no answers to compare"
+    if cls.partner:
+        return "learns from pairs with an answer of the reference, which no file has"
     return (
         ""
         if cls.feedback.record in JUDGED

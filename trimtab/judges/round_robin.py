@@ -16,9 +16,13 @@ class RoundRobin(Judge):
 
     With the answer itself as an opponent (P = 1/2; SPPO, arXiv:2405.00675) it is ((K - 1) score + 1/2) / K. A comparison that
     failed is left out of both means and counted; an answer without any has failed.
+
+    Args:
+        only_last: compare with the last answer only, which the others are to beat (Nash-MD's mixture).
     """
 
     inner: Judge
+    only_last: bool = False
     kind = "pointwise"
 
     def __post_init__(self) -> None:
@@ -30,10 +34,13 @@ class RoundRobin(Judge):
 
     @property
     def identity(self) -> str:
-        return f"round robin of {self.inner.identity}"
+        return f"{'the last one against' if self.only_last else 'round robin of'} {self.inner.identity}"
 
     def judgements(self, questions: Sequence[Question]) -> Iterator[Judgement]:
-        places = [list(combinations(range(len(q.completions)), 2)) for q in questions]
+        places = [
+            [(i, j) for i, j in combinations(range(n), 2) if j == n - 1 or not self.only_last]
+            for n in (len(q.completions) for q in questions)
+        ]
         pairs = [
             replace(q, completions=(q.completions[i], q.completions[j]))
             for q, part in zip(questions, places, strict=True)

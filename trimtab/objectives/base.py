@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,16 +26,18 @@ def option(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     choices: tuple[Any, ...] = (),
 ) -> Any:
     """A hyperparameter: its default, meaning, where the default comes from, and its range, declared once.
 
     The configuration, the command-line flag, the method's card and the error for a bad value all follow from it.
     """
-    bounds = {"above": above, "at_least": at_least, "below": below, "choices": choices}
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
     return dataclasses.field(default=default, metadata={"help": help, "source": source, **bounds})
 
 
+HOLDS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
 
 
@@ -76,6 +79,7 @@ class Objective(ABC):
     with_sft: ClassVar[bool] = False  # likelihood of good answers is part of the loss
     level: ClassVar[str] = "response"  # or token
     negatives_only: ClassVar[bool] = False
+    partner: ClassVar[bool] = False  # one answer of each pair must be the reference's: it is the pair's target
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -144,20 +148,14 @@ class Objective(ABC):
 
 
 def _check_range(method: str, field: dataclasses.Field[Any], value: Any) -> None:
-    low, least, high, choices = (field.metadata.get(k) for k in ("above", "at_least", "below", "choices"))
-    if choices and value not in choices:
+    if (choices := field.metadata.get("choices")) and value not in choices:
         raise ConfigError(f'{method}: {field.name} is "{value}"; expected one of {", ".join(map(str, choices))}.')
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        ok = math.isfinite(value)
-        ok = (
-            ok and (low is None or value > low) and (least is None or value >= least) and (high is None or value < high)
-        )
-        if not ok:
-            said = [f"above {low:g}" if low is not None else "", f"at least {least:g}" if least is not None else ""]
-            said.append(f"below {high:g}" if high is not None else "")
-            raise ConfigError(
-                f"{method}: {field.name} is {value}; expected a number {' and '.join(filter(None, said))}."
-            )
+        bounds = {name: field.metadata.get(name) for name in HOLDS}
+        said = {name: bound for name, bound in bounds.items() if bound is not None}
+        if not math.isfinite(value) or not all(HOLDS[name](value, bound) for name, bound in said.items()):
+            wanted = " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in said.items())
+            raise ConfigError(f"{method}: {field.name} is {value}; expected a number {wanted}.")
 
 
 def typed(cls: type[Objective], field: dataclasses.Field[Any], value: Any) -> Any:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.credit.gae import at_end, gae, reward_to_go
+from trimtab.credit.whiten import whiten
 from trimtab.logprobs.scored import Completions, Thumbs
 from trimtab.objectives.base import Objective, option
 
@@ -20,8 +22,8 @@ class OfflinePPO(Objective):
 
     clip: float = option(0.5, "c: ratio in [1 - c, 1 + c], or [c, 1/c]", source="authors' code", above=0, below=1)
     version: str = option("head", "report: [c, 1/c], -c_kl, G after t", source="code now", choices=("head", "report"))
-    gamma: float = option(0.99, "discount", source="authors' code", above=0)
-    gae_lambda: float = option(0.95, "lambda of GAE", source="authors' code", at_least=0)
+    gamma: float = option(0.99, "discount", source="authors' code", above=0, at_most=1)
+    gae_lambda: float = option(0.95, "lambda of GAE", source="authors' code", at_least=0, at_most=1)
     value_weight: float = option(0.01, "c_v", source="authors' code", at_least=0)
     kl_weight: float = option(0.1, "c_kl", source="authors' code", at_least=0)
     feedback, needs, coupled = Thumbs, frozenset({"reference", "value"}), True
@@ -39,12 +41,9 @@ class OfflinePPO(Objective):
     def advantages(self, batch: Thumbs) -> tuple[Tensor, Tensor]:
         """[N] whitened advantages and rewards to go, both without a graph."""
         y, value = batch.y, batch.y.extra("value").detach()
-        ends = y.position == y.length[y.owner] - 1
-        paid = torch.where(ends, torch.where(batch.desirable, 1.0, -1.0)[y.owner], 0.0).to(value)
-        advantage = y.discounted(paid + self.gamma * y.following(value) - value, self.gamma * self.gae_lambda)
-        to_go = y.discounted(paid, self.gamma)
-        to_go = to_go - paid if self.version == "report" else to_go
-        return (advantage - advantage.mean()) * (advantage.var(correction=0) + 1e-8).rsqrt(), to_go
+        paid = at_end(y, torch.where(batch.desirable, 1.0, -1.0).to(value))
+        advantage, to_go = gae(y, paid, value, self.gamma, self.gae_lambda)[0], reward_to_go(y, paid, self.gamma)
+        return whiten(advantage), to_go - paid if self.version == "report" else to_go
 
     def loss(self, batch: Thumbs) -> Tensor:
         y, (advantage, to_go) = batch.y, self.advantages(batch)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.credit.clip import ratio, surrogate
 from trimtab.credit.group import leave_one_out
 from trimtab.logprobs.scored import Completions, Rollouts
 from trimtab.objectives.base import Objective, option
@@ -40,9 +41,8 @@ class RLOO(Objective):
 
     def loss(self, batch: Rollouts) -> Tensor:
         y, advantage = batch.y, batch.y.first(batch.advantage)
-        ratio = y.sum(y.token_logps - batch.behaviour).clamp(max=20).exp()
-        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
-        return -batch.per_prompt(surrogate)
+        moved = ratio(y.sum(y.token_logps - batch.behaviour))
+        return -batch.per_prompt(surrogate(moved, advantage, self.clip, self.clip))
 
     def size(self, batch: Rollouts) -> Tensor:
         return batch.per_prompt(torch.ones_like(batch.y.length))

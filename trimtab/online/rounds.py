@@ -32,6 +32,7 @@ from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record,
 from trimtab.judges import records as judged_as
 from trimtab.judges.base import Failure, Judge, Judgement, Preference, Question, Ranks, Scores, Verdicts
 from trimtab.judges.round_robin import RoundRobin
+from trimtab.logprobs.reference import AdapterOff
 from trimtab.logprobs.scored import Completions, Rollouts
 from trimtab.online.kept import Drawn, Kept, write_whole
 from trimtab.online.sample import Answer, sample, sampler
@@ -45,6 +46,8 @@ class Plan:
 
     Attributes:
         prompts, answers: prompts of a round, answers to each.
+        partner: share of the reference in the geometric mixture that one more answer comes from, 1: the reference itself;
+            None: there is none. A method on pairs meets it as another answer, one on rollouts as what the others are to beat.
         passes: times that a round's examples are learned from.
         batch_size: examples of an optimiser step.
         longest: tokens of an answer.
@@ -76,13 +79,13 @@ class Plan:
     redraw: int = 0
     largest_gap: float = 0.1
     correct_gap: float | None = None
+    partner: float | None = None
 
     def examples(self, kind: type[Record]) -> int:
         """How many examples a round gives at most."""
-        pairs = {"all": self.answers * (self.answers - 1) // 2, "best-worst": 1, "adjacent": self.answers - 1}[
-            self.pairs
-        ]
-        each = {Comparison: pairs, Thumb: self.answers, Score: self.answers}
+        n = self.answers + (self.partner is not None)
+        pairs = {"all": n * (n - 1) // 2, "best-worst": 1, "adjacent": n - 1}[self.pairs]
+        each = {Comparison: pairs, Thumb: n, Score: n}
         return self.prompts * each.get(kind, 1)  # a ranking, a demonstration or a group of rollouts per prompt
 
     def steps(self, kind: type[Record]) -> int:
@@ -127,13 +130,26 @@ class Rounds:
         view = self.learner.objective.feedback
         return Ranking if view is Rollouts else view.record  # type: ignore[no-any-return]
 
+    @property
+    def shown(self) -> int:
+        """How many of a prompt's answers may be learned from: a partner is no example to a method on rollouts."""
+        both = self.plan.partner is not None and self.learner.objective.feedback is not Rollouts
+        return self.plan.answers + both
+
     @cached_property
     def asked(self) -> Judge:
         """Who is asked: a judge of pairs about pairs, where the method learns from them, else each against each."""
-        plan = self.plan
+        plan, rollouts = self.plan, self.learner.objective.feedback is Rollouts
         if self.judge.kind != "pairwise":
+            if rollouts and plan.partner is not None:
+                raise ConfigError(
+                    f"with partner_mix {self.learner.objective.name()} learns how often an answer beats the partner's, and the "
+                    f"judge gives each answer a number ({self.judge.kind}). Name a judge of pairs, or remove partner_mix."
+                )
             return self.judge
-        if self.kind is not Comparison or plan.answers != 2:
+        if rollouts and plan.partner is not None:
+            return RoundRobin(self.judge, only_last=True)
+        if self.kind is not Comparison or self.shown != 2:
             return RoundRobin(self.judge)
         if plan.end_penalty or plan.length_penalty or plan.overlong:
             raise ConfigError(
@@ -169,10 +185,13 @@ class Rounds:
             said_of = scores or self._pairs(own)
             write_whole(kept.records, "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in said_of))
         answers = {
-            (d.place, self._text(a)): a for d in drawn for a in reversed(d.answers[: self.plan.answers])
+            (d.place, self._text(a)): a for d in drawn for a in reversed(d.answers[: self.shown])
         }  # of two that read alike, the first
         where = {self.prompts[d.place].record.prompt: d.place for d in drawn}
         records = self._records(own, scores)
+        if self.learner.objective.partner:
+            last = {self.prompts[d.place].record.prompt: self._text(d.answers[self.plan.answers]) for d in drawn}
+            records = [replace(r, target=last[r.prompt]) for r in records]
         if not records:
             raise DataError(
                 f"round {number + 1}: nothing can be learned from the answers to {len(drawn)} prompts. {verdicts} Where all are "
@@ -251,10 +270,21 @@ class Rounds:
             seed=seed,
             temperature=plan.temperature,
         )
+        if plan.partner is not None:
+            answers = [[*a, *p] for a, p in zip(answers, self._partner(model, ids, seed, plan.partner), strict=True)]
         if "greedy" in self.learner.objective.needs:
             greedy = sample(model, tokenizer, ids, max_new_tokens=plan.longest, seed=seed, temperature=0.0)
             answers = [[*a, *g] for a, g in zip(answers, greedy, strict=True)]
         return [Drawn(p, tuple(a)) for p, a in zip(places, answers, strict=True)]
+
+    def _partner(self, model: nn.Module, ids: Sequence[Sequence[int]], seed: int, share: float) -> list[list[Answer]]:
+        """One answer to each prompt from policy^(1-b) reference^b / Z, b the ``share``, token by token."""
+        plan, reference = self.plan, self.learner.reference
+        how: Any = {"max_new_tokens": plan.longest, "temperature": plan.temperature}
+        how["seed"] = seed + 500_009  # not the noise of the policy's own
+        with sampler(reference.scorer.model, self.precision, bare=isinstance(reference, AdapterOff)) as other:
+            mixture = None if share == 1 else (other, share)
+            return sample(other if share == 1 else model, self.template.tokenizer, ids, mixture=mixture, **how)
 
     def _text(self, answer: Answer) -> str:
         return str(self.template.tokenizer.decode(list(answer.ids), skip_special_tokens=True))
@@ -297,7 +327,7 @@ class Rounds:
 
     def _own(self, drawn: Sequence[Drawn], verdicts: Verdicts) -> tuple[Verdicts, list[Score]]:
         """Verdicts on the sampled answers alone: the greedy one is a measure, not an example."""
-        k = self.plan.answers
+        k = self.shown
         judgements = (Scores(j.scores[:k]) if isinstance(j, Scores) else j for j in verdicts.judgements)
         questions = (replace(q, completions=q.completions[:k]) for q in verdicts.questions)
         own = Verdicts(tuple(questions), tuple(judgements), verdicts.notes)

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,10 @@ def sample(
     models = [(model, 1.0)] if mixture is None else [(model, 1 - mixture[1]), mixture]
     # a state-space layer's memory knows no padding
     at_once = max(1, rows // per_prompt) if all(_divides(m) for m, _ in models) else 1
-    with evaluating(model), plain_attention(model):
+    with ExitStack() as ready:
+        for m, _ in models:
+            ready.enter_context(evaluating(m))
+            ready.enter_context(plain_attention(m))
         for start in range(0, len(order), at_once):
             part = order[start : start + at_once]
             group = [prompts[i] for i in part]
@@ -211,16 +214,20 @@ def stop_ids(model: nn.Module, tokenizer: Any) -> set[int]:
 
 
 @contextmanager
-def sampler(model: nn.Module, precision: torch.dtype) -> Iterator[nn.Module]:
+def sampler(model: nn.Module, precision: torch.dtype, bare: bool = False) -> Iterator[nn.Module]:
     """The model to sample from: itself in float32; a copy with weights of low precision and the adapter merged in.
 
     Weights that autocast would convert for every token are converted once.
+
+    Args:
+        bare: a copy without the adapter.
     """
-    if precision not in (torch.bfloat16, torch.float16):
+    low = precision in (torch.bfloat16, torch.float16)
+    if not low and not bare:
         yield model
         return
     with uninstalled(model):
         twin: Any = copy.deepcopy(model)
     if hasattr(twin, "merge_and_unload"):
-        twin = twin.merge_and_unload()
-    yield twin.to(precision).eval()
+        twin = twin.unload() if bare else twin.merge_and_unload()
+    yield (twin.to(precision) if low else twin).eval()
