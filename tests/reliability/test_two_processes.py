@@ -113,3 +113,48 @@ def test_command_line_with_processes_that_start_at_different_times(
     assert {"rng_state_0.pth", "rng_state_1.pth", "complete.json"} < state
     ours, wanted = (load_file(f / "model.safetensors") for f in (folder, alone))
     assert worst(ours, wanted) < 1e-9
+
+
+ROUNDS = {
+    "data": "prompts.jsonl", "judge": "rule:judge.py:odd", "model": "./model", "precision": "float64",
+    "batch_size": 2, "rounds": 2, "prompts_per_round": 5, "answers": 3, "samples": 0, "sample_tokens": 6, "learning_rate": 0.01,
+    "threads": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("rloo", {"finetune": "full"}),
+        ("ppo", {"passes": 2}),
+        ("dpo", {"pairs": "all", "finetune": "full"}),
+        ("remax", {}),
+    ],
+)
+def test_rounds_of_two_processes_are_those_of_one(
+    method: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each samples its share of 5 prompts: the same answers, judgements, records and updates, and the judge is asked once."""
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    feedback_file(tmp_path / "prompts.jsonl", "prompt", 11)
+    Path("judge.py").write_text(
+        "def odd(prompt, answer):\n"
+        "    with open('asked', 'a') as f:\n        f.write('x')\n"
+        "    return sum(map(ord, answer)) % 11 / 10\n"
+    )
+    options = {**ROUNDS, "method": method, **more}
+    alone = train(resolve({**options, "output": "alone"}))
+    asked = len(Path("asked").read_text())
+    Path("asked").unlink()
+    flags = [w for k, v in options.items() if k != "data" for w in (f"--{k}", str(v))]
+    launch(2, "late.py", "train", "prompts.jsonl", *flags, "--output", "both", cwd=tmp_path)
+    assert len(Path("asked").read_text()) == asked
+    for number in ("0001", "0002"):
+        ours, wanted = (folder / "rounds" / number for folder in (Path("both"), alone))
+        assert {p.name for p in ours.iterdir()} == {p.name for p in wanted.iterdir()}
+        assert (ours / "records.jsonl").read_bytes() == (wanted / "records.jsonl").read_bytes()
+        assert (ours / "judgements.jsonl").read_bytes() == (wanted / "judgements.jsonl").read_bytes()
+    name = "model.safetensors"
+    assert worst(load_file(f"both/{name}"), load_file(alone / name)) < 1e-9
+    assert worst(load_file(alone / name), load_file(f"model/{name}")) > 1e-4  # something was learned
