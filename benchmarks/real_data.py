@@ -37,7 +37,7 @@ RUNS = {
     "bco-halueval": ("halueval/general_data.json", "--method bco --match_prompts tfidf --limit 1000"),
     "lipo-finegrained": (
         QA,
-        "--method lipo --limit 150 --shape 'finegrained ranking'",
+        "--method lipo --by ranks --limit 150 --shape 'finegrained ranking'",
     ),  # a third of the lists has ties
     "reward-model-hh": (HH, "--method reward_model --limit 1000"),
 }

@@ -166,10 +166,13 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"l1": 0.1}, {"finetune": "full"}),
     ({"reference_every": 5}, {"method": "simpo"}),
     ({"reference_mix": 0.5}, {}),
+    ({"ptx_weight": 2.0}, {}),
+    ({"ptx_batch_size": 4}, {}),
     *(({name: value}, {}) for name, value in {
         "rounds": 2, "prompts_per_round": 4, "answers": 2, "passes": 2, "sample_temperature": 0.7, "keep_rounds": "all",
         "redraw": 1, "end_penalty": 1.0, "token_penalty": 0.1, "overlong_buffer": 4, "overlong_penalty": 2.0,
-        "largest_gap": 0.2, "correct_sampling": 2.0, "partner_mix": 0.5,
+        "largest_gap": 0.2, "correct_sampling": 2.0, "partner_mix": 0.5, "keep_answers": 2, "keep_beta": 1.0,
+        "test_judge": "rule:judge.py:other", "watch_every": 2,
     }.items()),
     *(({name: value}, JUDGED) for name, value in {
         "epochs": 2, "max_steps": 3, "convert": "thumb", "match_prompts": "tfidf", "eval_every": 3, "truncation": "prompt",
@@ -178,6 +181,10 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"pairs": "all"}, {**JUDGED, "method": "kto"}),
     ({"tie_threshold": 0.1}, {**JUDGED, "method": "kto"}),
     ({"overlong_penalty": 2.0}, {**JUDGED, "method": "rloo"}),
+    ({"keep_answers": 2}, {**JUDGED, "method": "rloo"}),
+    ({"keep_beta": 1.0}, {**JUDGED, "method": "rloo"}),
+    ({"keep_beta": 1.0}, JUDGED),
+    ({"watch_every": 2}, JUDGED),
 ]  # fmt: skip
 
 
@@ -221,6 +228,32 @@ def test_what_cannot_be_done() -> None:
     assert refusal(resume=True).startswith("resume needs output: the run folder to go on with")
     assert refusal(method="kto", batch_size=1).startswith("kto compares each answer with another row's in the batch")
     assert resolve({"data": "x", "finetune": "full", "cache": "c"}).cache == "c"
+
+
+def test_a_test_judge_that_cannot_be() -> None:
+    assert refusal(**JUDGED, test_judge=JUDGED["judge"]).startswith(
+        "test_judge is rule:judge.py:brief, too: it is fooled"
+    )
+    assert refusal(**JUDGED, test_judge="rule:a:b", samples=1).startswith(
+        "samples is 1, and test_judge looks at that many"
+    )
+    found = resolve({"data": "x", "test_judge": "rule:a:b", "watch_every": 3, **JUDGED}).flat()
+    assert found["test_judge"] == "rule:a:b" and found["watch_every"] == 3
+
+
+def test_a_choice_among_answers_that_cannot_be() -> None:
+    assert refusal(**JUDGED, keep_answers=4) == (
+        "keep_answers is 4 of 4 answers: there is nothing to choose. Raise answers, or remove it."
+    )
+    assert refusal(**JUDGED, keep_answers=1) == (
+        "keep_answers is 1, and dpo compares answers with each other. Keep at least 2."
+    )
+    assert refusal(**JUDGED, keep_answers=2, partner_mix=0.5).startswith(
+        "keep_answers chooses among answers of the policy"
+    )
+    assert refusal(**JUDGED, keep_answers=3, keep_beta=0).startswith("keep_beta: input should be greater than 0")
+    assert resolve({"data": "x", "method": "kto", "keep_answers": 1, **JUDGED}).keep_answers == 1
+    assert resolve({"data": "x", "keep_answers": 3, "keep_beta": 2, **JUDGED}).flat()["keep_beta"] == 2
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -391,7 +391,7 @@ def judge(
 
 @app.command()
 def pipeline(file: Path = typer.Argument(..., help="YAML file with stages")) -> None:
-    """Several runs as one, each starting where the one before ended: SFT then any method, sDPO, PAFT.
+    """Several runs as one, each starting where the one before ended: SFT then any method, sDPO, PAFT, RLHF, RLAIF and others.
 
     Example: `trimtab pipeline sdpo.yaml`
     """
@@ -431,13 +431,23 @@ def generate(
     max_new_tokens: int = typer.Option(
         128, "--max_new_tokens", "--max-new-tokens", min=1, help="longest answer, in tokens"
     ),
-    temperature: float = typer.Option(0.0, min=0.0, help="0 is greedy"),
+    temperature: float = typer.Option(None, min=0.0, help="0 is greedy (default: 0, and 1 with best_of)"),
     seed: int = typer.Option(0, help="seed of sampling, where temperature is above 0"),
+    best_of: int = typer.Option(
+        None, "--best_of", "--best-of", min=2, help="sample this many answers, print the one that the judge likes best"
+    ),
+    judge: str = typer.Option(None, help="rule:, model: or language:, see `trimtab train --options`; for best_of"),
 ) -> None:
-    """Answer prompts with a model.
+    """Answer prompts with a model, or with the best of several answers.
 
     Example: `trimtab generate "How do I boil an egg?" --model runs/dpo-prefs-1`
     """
+    if (best_of is None) != (judge is None):
+        raise ConfigError("best_of says how many answers are sampled and judge who chooses: pass both, or neither.")
+    if best_of and temperature == 0:
+        raise ConfigError(
+            "temperature 0 gives the same answer each time, and best_of nothing to choose from. Raise it."
+        )
     from trimtab.feedback.records import Message
     from trimtab.models import end_tokens, load_model, load_tokenizer
     from trimtab.online.sample import sample
@@ -450,10 +460,32 @@ def generate(
     except RowRefused as e:
         raise TokenError(f"the prompt cannot be put to {model}: {e}.") from e
     answers = sample(
-        load_model(model), tokenizer, ids, max_new_tokens=max_new_tokens, seed=seed, temperature=temperature
+        load_model(model),
+        tokenizer,
+        ids,
+        per_prompt=best_of or 1,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        temperature=temperature if temperature is not None else float(bool(best_of)),
     )
-    for (answer,) in answers:
-        _say(tokenizer.decode(list(answer.ids), skip_special_tokens=True))
+    texts = [tuple(tokenizer.decode(list(a.ids), skip_special_tokens=True) for a in row) for row in answers]
+    if not best_of:
+        for (text,) in texts:
+            _say(text)
+        return
+    from trimtab.judges.base import Question
+    from trimtab.judges.named import named_judge
+    from trimtab.judges.round_robin import RoundRobin
+    from trimtab.online.select import best, best_of_kl
+
+    asked = named_judge(judge)
+    asked = RoundRobin(asked) if asked.kind == "pairwise" else asked
+    verdicts = asked.judge([Question((Message("user", p),), row) for p, row in zip(prompt, texts, strict=True)])
+    for row, chosen in zip(texts, best(verdicts), strict=True):
+        _say("(no answer could be judged)" if chosen is None else row[chosen[0]])
+        told = "" if chosen is None else f"score {chosen[1]:.4g}, the "
+        _say(f"  [{told}best of {best_of} by {judge}]")
+    _say(f"{verdicts} KL from the model's own answers: at most log n - (n - 1)/n = {best_of_kl(best_of):.3f} nats.")
 
 
 @app.command()

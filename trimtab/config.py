@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.errors import ConfigError, nearest
-from trimtab.feedback.records import Comparison, Thumb
+from trimtab.feedback.convert import Pairs
+from trimtab.feedback.records import Comparison, Ranking, Thumb
 from trimtab.logprobs.scored import Rollouts
 from trimtab.objectives import Objective, objective_class
 from trimtab.objectives.base import typed
@@ -54,8 +55,10 @@ class RunConfig(BaseModel):
     convert: str | None = Field(
         None, description="kind of feedback to convert to: comparison, thumb, demonstration, ranking"
     )
-    pairs: Literal["all", "best-worst", "adjacent"] | None = Field(
-        None, description="which comparisons a ranking or scores give, when converting (default: all)"
+    pairs: Pairs | None = Field(
+        None,
+        description="which comparisons a ranking or scores give: all, best-worst, best-random, adjacent, tournament (default: "
+        "all; of sampled answers best-worst)",
     )
     tie_threshold: float | None = Field(None, ge=0, description="scores closer than this are a tie, when converting")
     score_threshold: float | None = Field(None, description="scores above this are thumbs up, when converting")
@@ -131,6 +134,12 @@ class RunConfig(BaseModel):
     rounds: int = Field(20, ge=1, description="rounds of sampling, judging and learning")
     prompts_per_round: int = Field(16, ge=1, description="prompts of a round")
     answers: int = Field(4, ge=1, description="answers to each prompt")
+    keep_answers: int | None = Field(
+        None, ge=1, description="how many of them are learned from, chosen by rejection sampling (RSO; default: all)"
+    )
+    keep_beta: float = Field(
+        0.5, gt=0, description="of that choice, ~ exp(score / keep_beta): near 0 the best, large ones any"
+    )
     partner_mix: float | None = Field(
         None,
         gt=0,
@@ -150,10 +159,22 @@ class RunConfig(BaseModel):
         0, ge=0, description="last tokens before sample_tokens over which a penalty rises (DAPO)"
     )
     overlong_penalty: float = Field(1.0, gt=0, description="that penalty where the answer has sample_tokens")
+    test_judge: str | None = Field(
+        None,
+        description="another judge of held-out answers, from which nothing is learned: it shows where the policy pleases "
+        "judge alone",
+    )
+    watch_every: int = Field(1, ge=1, description="rounds after which both judge such answers (as many as samples)")
     largest_gap: float = Field(0.1, gt=0, description="nats a token by which sampler and engine may differ")
     correct_sampling: float | None = Field(
         None, gt=0, description="cap of the importance weight that corrects for that difference (default: none)"
     )
+
+    ptx_data: str | None = Field(
+        None, description="file of demonstrations whose likelihood is learned in the same steps (PPO-ptx)"
+    )
+    ptx_weight: float = Field(1.0, gt=0, description="of their mean negative log-likelihood per token")
+    ptx_batch_size: int = Field(8, ge=1, description="demonstrations of an optimiser step")
 
     options: dict[str, Any] = Field(default_factory=dict, description="the method's hyperparameters")
 
@@ -254,6 +275,8 @@ ONLINE = (
         "rounds",
         "prompts_per_round",
         "answers",
+        "keep_answers",
+        "keep_beta",
         "partner_mix",
         "passes",
         "sample_temperature",
@@ -261,7 +284,15 @@ ONLINE = (
         "redraw",
         "end_penalty",
     ),
-    *("token_penalty", "overlong_buffer", "overlong_penalty", "largest_gap", "correct_sampling"),
+    *(
+        "token_penalty",
+        "overlong_buffer",
+        "overlong_penalty",
+        "largest_gap",
+        "correct_sampling",
+        "test_judge",
+        "watch_every",
+    ),
 )
 OF_A_FILE = ("convert", "epochs", "max_steps", "ties", "match_prompts", "eval_every", "truncation", "max_truncated")
 
@@ -280,6 +311,12 @@ def without_effect(config: RunConfig) -> dict[str, str]:
         add("the answers are sampled and judged, not read from the file", *OF_A_FILE)
         if objective.feedback is not Rollouts:
             add(f"{objective.name()} learns from records, not from rollouts", "largest_gap", "correct_sampling")
+        else:
+            add(f"{objective.name()} learns from every answer that it sampled", "keep_answers")
+        if objective.feedback is Rollouts or config.keep_answers is None:
+            add("no answer is chosen (set keep_answers)", "keep_beta")
+        if config.test_judge is None:
+            add("nothing is watched (set test_judge)", "watch_every")
         if config.overlong_buffer == 0:
             add("overlong_buffer is 0", "overlong_penalty")
         if objective.feedback.record is not Comparison:
@@ -321,6 +358,8 @@ def without_effect(config: RunConfig) -> dict[str, str]:
         add("no checkpoint is written (set save_every)", "keep_checkpoints")
     if config.max_steps > 0 and config.judge is None:
         add("max_steps decides", "epochs")
+    if config.ptx_data is None:
+        add("no text is learned beside (set ptx_data)", "ptx_weight", "ptx_batch_size")
     if config.schedule == "constant":
         add("schedule is constant (use constant_with_warmup)", "warmup")
     return idle
@@ -336,6 +375,10 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
         raise ConfigError(
             f"{objective.name()} learns from answers that the policy samples: say who judges them, such as "
             "--judge rule:FILE.py:FUNCTION. The data is then read as prompts."
+        )
+    if config.ptx_data is not None and "score" in objective.needs:
+        raise ConfigError(
+            f"{objective.name()} trains a reward model, which has no likelihood of text. Remove ptx_data."
         )
     if config.judge is not None and "score" in objective.needs:
         raise ConfigError(
@@ -354,6 +397,13 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
         raise ConfigError(
             f"{objective.name()} learns from pairs of the policy's answer and the reference's: set judge, partner_mix: 1 and "
             "answers: 1."
+        )
+    _refuse_choice(config)
+    if config.test_judge is not None and config.test_judge == config.judge:
+        raise ConfigError(f"test_judge is {config.judge}, too: it is fooled by what fools judge. Name another one.")
+    if config.test_judge is not None and config.samples < 2:
+        raise ConfigError(
+            f"samples is {config.samples}, and test_judge looks at that many answers. At least 2, better 50 or more."
         )
     if config.overlong_buffer > config.sample_tokens:
         raise ConfigError(
@@ -398,6 +448,22 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
             raise ConfigError(
                 f"{name}: {getattr(config, name)} needs a package that is not installed: pip install {package}."
             )
+
+
+def _refuse_choice(config: RunConfig) -> None:
+    kept, name = config.keep_answers, config.method
+    if kept is None:
+        return
+    if kept >= config.answers:
+        raise ConfigError(
+            f"keep_answers is {kept} of {config.answers} answers: there is nothing to choose. Raise answers, or remove it."
+        )
+    if kept == 1 and config.objective().feedback.record in (Comparison, Ranking):
+        raise ConfigError(f"keep_answers is 1, and {name} compares answers with each other. Keep at least 2.")
+    if config.partner_mix is not None:
+        raise ConfigError(
+            "keep_answers chooses among answers of the policy, and with partner_mix one comes from elsewhere. Remove one of them."
+        )
 
 
 def _refuse_matching(config: RunConfig) -> None:

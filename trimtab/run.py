@@ -29,6 +29,8 @@ from transformers import TrainingArguments, set_seed
 from trimtab import __version__
 from trimtab.config import RunConfig
 from trimtab.errors import CheckpointError, ConfigError, ModelError, TrimtabError
+from trimtab.feedback.read import read
+from trimtab.feedback.records import Demonstration
 from trimtab.feedback.shift import prompt_text
 from trimtab.judges.named import named_judge
 from trimtab.judges.rule import RuleJudge
@@ -56,13 +58,16 @@ from trimtab.models import (
     load_reward_model,
 )
 from trimtab.online.rounds import Plan, Rounds
+from trimtab.online.watch import FILE as WATCHED
+from trimtab.online.watch import Watch, account, in_words, looks
 from trimtab.prepare import Prepared, make_template, match_prompts, prepare, prepare_prompts
 from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
 from trimtab.report.text import visible
 from trimtab.samples import Probe, Reward
 from trimtab.tokens.batch import Example, completion_keys
-from trimtab.tokens.template import Template
+from trimtab.tokens.template import Template, tokenize
+from trimtab.update.beside import Beside
 from trimtab.update.callbacks import MetricsFile, MovingReference, Progress, Shrink, peak_memory_gb
 from trimtab.update.checks import Check, policy_equals_reference, scores_stand_alone
 from trimtab.update.trainer import Update, last_checkpoint
@@ -153,6 +158,7 @@ class _Run:
         config = self.config
         template = make_template(config)
         self.judge = named_judge(config.judge) if config.judge else None
+        test_judge = named_judge(config.test_judge) if config.test_judge else None
         data = (prepare_prompts if self.judge else prepare)(config, self.objective, template)
         if data.objective != self.objective:
             self.objective = data.objective
@@ -169,6 +175,9 @@ class _Run:
         probe = Probe(template, data, count, config.sample_tokens, config.seed, self.precision, test_prompts)
         if isinstance(self.judge, RuleJudge):
             reward = self.judge.call
+        if self.judge and test_judge:
+            among, folder = [*data.held_out, *data.train], self.folder / "rounds"
+            trainer.rounds.watch = Watch(probe, among, self.judge, test_judge, folder, config.watch_every, config.model)
         if not self.previous:
             self._check(trainer, data)
             self.card["evaluation"]["before"] = self._evaluate(trainer, quiet="reference" in self.objective.needs)
@@ -180,6 +189,7 @@ class _Run:
             self._check_saved(trainer, data)
         self.card["evaluation"]["after"] = self._evaluate(trainer)
         self._compare_samples(probe, trainer, reward)
+        self._tell_watch(trainer)
         if self.card["status"] == "running":
             self.card["status"] = "finished"
         self.card["seconds"] = round(time.perf_counter() - self.started, 1)
@@ -286,6 +296,7 @@ class _Run:
             training_arguments(config, self.folder, self.main),
             held_out=() if self.judge else data.held_out,
             rounds=rounds,
+            beside=self._beside(template),
             callbacks=[progress, *([Shrink(config.l1)] if config.l1 else [])],
             processing_class=template.tokenizer,
         )
@@ -295,6 +306,24 @@ class _Run:
         )
         self.progress = progress
         return trainer
+
+    def _beside(self, template: Template) -> Beside | None:
+        """Demonstrations of another file, learned in the same steps."""
+        config = self.config
+        if config.ptx_data is None:
+            return None
+        records = read(config.ptx_data).records
+        if any(not isinstance(r, Demonstration) for r in records):
+            raise ConfigError(
+                f"ptx_data: {config.ptx_data} holds {type(records[0]).__name__.lower()} records; expected demonstrations "
+                "(`trimtab data convert FILE --to demonstration`)."
+            )
+        examples, report = tokenize(records, template, max_length=config.max_length)
+        self.say(f"beside: {len(examples):,} demonstrations of {config.ptx_data}, weight {config.ptx_weight:g}")
+        for reason, n in report.dropped.items():
+            self.say(f"  left out {n:,}: {reason}")
+        self.card["beside"] = {"file": config.ptx_data, "examples": len(examples), "dropped": dict(report.dropped)}
+        return Beside(examples, config.ptx_weight, config.ptx_batch_size, config.seed)
 
     def _reference(self, model: nn.Module, scorer: Scorer, trainer: Update) -> Reference | None:
         if "reference" not in self.objective.needs:
@@ -420,6 +449,17 @@ class _Run:
         if self.main:
             with (self.folder / "samples.jsonl").open("w") as f:
                 f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _tell_watch(self, trainer: Update) -> None:
+        """What train and test judge said, the policy at the end included."""
+        if not (self.judge and trainer.rounds.watch):
+            return
+        folder = self.folder / "rounds"
+        if self.card["status"] == "running":  # of a run that was interrupted in a round there is no such end
+            trainer.rounds.watch.look(self.config.rounds, trainer, folder / WATCHED)
+        if seen := looks(folder):
+            self.card["watch"] = account(seen)
+            self.say(in_words(seen))
 
     # --- the run folder -----------------------------------------------------------------------------------------------
 
@@ -579,6 +619,7 @@ def plan(config: RunConfig) -> Plan:
     return Plan(
         prompts=config.prompts_per_round,
         answers=config.answers,
+        keep=None if config.keep_answers is None else (config.keep_answers, config.keep_beta),
         passes=config.passes,
         batch_size=config.batch_size,
         longest=config.sample_tokens,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,3 +249,36 @@ def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:
     trials = [TRIAL, replace(TRIAL, method="simpo")]
     found = run_all(trials, Results(tmp_path), "", workers=2, tell=lambda _: None)
     assert [{**r, "seconds": 0} for r in found] == [{**run(t), "seconds": 0} for t in trials]
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """kill -9 of a sweep leaves nobody computing."""
+    script = (
+        "import os, multiprocessing, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from trimtab.compare.runner import _quiet\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _quiet)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60)\n"
+        "    time.sleep(60)\n"
+    )
+    file = tmp_path / "sweep.py"
+    file.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(file)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as sweep:
+        assert sweep.stdout is not None
+        worker = int(sweep.stdout.readline())
+        sweep.kill()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker goes on")

@@ -44,6 +44,57 @@ def test_rankings_to_comparisons(pairs, expected):
     assert (account.count_in, account.count_out, account.parameters) == (1, len(expected), {"pairs": pairs})
 
 
+def letters(text, values, prompt=P):
+    return [Score(prompt, c, v) for c, v in zip(text, values, strict=True)]
+
+
+def test_the_best_against_any_other():
+    """Exact: one pair each, the best always in it, and over many prompts each other answer in a third of them."""
+    records = [r for i in range(900) for r in letters("abcd", (2, 5, 1, 3), (Message("user", f"{i}"),))]
+    out, account = c.scores_to_comparisons(records, pairs="best-random")
+    assert account.count_out == 900 and {r.chosen for r in out} == {"b"}
+    drawn = [sum(r.rejected == other for r in out) for other in "acd"]
+    assert sum(drawn) == 900 and all(abs(n - 300) < 60 for n in drawn)  # 4 deviations
+    assert {r.strength for r in out if r.rejected == "c"} == {4.0}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 13])
+def test_a_tournament_has_a_match_less_than_players(size):
+    """Everybody but the champion loses once; who lost plays no more; by value the champion is the best."""
+    text, pairings = "abcdefghijklm"[:size], set()
+    for i in range(60):
+        records = letters(text, range(size), (Message("user", f"{i}"),))
+        out, _ = c.scores_to_comparisons(records, pairs="tournament")
+        assert len(out) == size - 1 and all(r.chosen > r.rejected and r.strength > 0 for r in out)
+        assert sorted(r.rejected for r in out) == list(text[:-1])  # each loses exactly once
+        lost_at = {r.rejected: n for n, r in enumerate(out)}
+        assert all(lost_at.get(r.chosen, size) > n for n, r in enumerate(out))
+        rounds = sum(text[-1] in (r.chosen, r.rejected) for r in out)
+        assert rounds <= (size - 1).bit_length()  # a knockout: the champion meets log2 of them at most
+        pairings.add(tuple(words(out)))
+    assert len(pairings) > 1 or size == 2
+
+
+def test_lots_depend_on_the_content_alone():
+    """Other prompts around them, another order of the file: the same pairs; ranks or scores: the same, too."""
+    mine, others = letters("abcdef", (3, 9, 1, 4, 7, 5)), letters("xyz", (1, 2, 3), Q)
+    for rule in ("best-random", "tournament"):
+        alone = words(c.scores_to_comparisons(mine, pairs=rule)[0])
+        among = c.scores_to_comparisons([*others, *mine[::-1]], pairs=rule)[0]
+        assert [w for w in words(among) if w[0] in "abcdef"] == alone
+        ranking, _ = c.scores_to_rankings(mine)
+        assert words(c.rankings_to_comparisons(ranking, pairs=rule)[0]) == alone
+
+
+def test_ties_of_a_tournament_are_ties():
+    """2 wins against both 1s by 1, and the 1s tie where they meet: 2 pairs, at most one of them a tie."""
+    found = set()
+    for i in range(40):
+        records = letters("abc", (1, 1, 2), (Message("user", f"{i}"),))
+        found.add(tuple(words(c.scores_to_comparisons(records, pairs="tournament")[0])))
+    assert found == {("c>a", "c>b"), ("c>b", "c>a"), ("a=b", "c>a"), ("b=a", "c>b")}
+
+
 def test_scores_to_comparisons_with_a_tie_threshold():
     out, account = c.scores_to_comparisons(SCORES, tie_threshold=0.2)
     assert words(out) == ["b=c", "b>a", "c>a"]

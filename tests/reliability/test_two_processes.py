@@ -126,7 +126,7 @@ ROUNDS = {
     ("method", "more"),
     [
         ("rloo", {"finetune": "full"}),
-        ("ppo", {"passes": 2}),
+        ("ppo", {"passes": 2, "ptx_data": "demos.jsonl"}),
         ("dpo", {"pairs": "all", "finetune": "full"}),
         ("remax", {}),
     ],
@@ -138,6 +138,7 @@ def test_rounds_of_two_processes_are_those_of_one(
     monkeypatch.chdir(tmp_path)
     tiny_folder(tmp_path / "model")
     feedback_file(tmp_path / "prompts.jsonl", "prompt", 11)
+    feedback_file(tmp_path / "demos.jsonl", "demonstration", 5)
     Path("judge.py").write_text(
         "def odd(prompt, answer):\n"
         "    with open('asked', 'a') as f:\n        f.write('x')\n"

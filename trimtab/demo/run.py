@@ -16,12 +16,16 @@ from trimtab.demo.reward import reward
 from trimtab.objectives import objective_class
 from trimtab.report import Interval, mean_interval, paired_gain, write_report
 
+JUDGE = "rule:trimtab.demo.run:scored"
 
-def demo_data(method: str) -> dict[str, Any]:
-    """Options that turn the shipped scores into the feedback that a method learns from."""
+
+def demo_data(method: str, online: bool = False) -> dict[str, Any]:
+    """Options that turn the shipped scores into the feedback that a method learns from; ``online``: into prompts."""
     kind = objective_class(method).feedback.record.__name__.lower()
     options: dict[str, Any] = {"data": str(FEEDBACK)}
-    match kind:
+    match "prompt" if online else kind:
+        case "prompt":
+            options |= {"judge": JUDGE}
         case "comparison":
             options |= {"convert": "comparison", "pairs": "best-worst", "tie_threshold": 0.1}
             if not objective_class(method).ties:
@@ -37,7 +41,7 @@ def run_demo(seeds: int, output: Path, flags: dict[str, Any], command: str, cons
     """One run per seed, a report each, and one over all. Returns the demo's folder."""
     output = _free(output)
     method = str(flags.get("method", "dpo"))
-    data = {} if "data" in flags else demo_data(method)
+    data = {} if "data" in flags else demo_data(method, "judge" in flags)
     values = {"method": method, "learning_rate": 4e-4, "batch_size": 16, "holdout": 0.05, "sample_tokens": 80, **data}
     known = "data" not in flags
     rows = []
@@ -49,7 +53,7 @@ def run_demo(seeds: int, output: Path, flags: dict[str, Any], command: str, cons
             config,
             command=command,
             console=console,
-            reward=_scored if known else None,
+            reward=scored if known else None,
             test_prompts=held_out_prompts() if known else (),
         )
         rows.append((seed, folder, json.loads((folder / "run.json").read_text())["samples"]))
@@ -58,7 +62,7 @@ def run_demo(seeds: int, output: Path, flags: dict[str, Any], command: str, cons
     return output
 
 
-def _scored(prompt: str, answer: str) -> float:
+def scored(prompt: str, answer: str) -> float:
     """the demo's true reward: sentiment and brevity (trimtab/demo/reward.py)"""
     return reward(answer)
 

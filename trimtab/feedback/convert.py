@@ -12,6 +12,8 @@ Every function is pure and returns ``(records, Conversion)``. :func:`convert` pi
 from __future__ import annotations
 
 import inspect
+import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ from trimtab.feedback.records import (
     Thumb,
 )
 
-Pairs = Literal["all", "best-worst", "adjacent"]
+Pairs = Literal["all", "best-worst", "best-random", "adjacent", "tournament"]
 Ties = Literal["keep", "drop", "split"]
 R = TypeVar("R", bound=Record)
 
@@ -70,7 +72,11 @@ class Conversion:
 
 
 def rankings_to_comparisons(records: Iterable[Ranking], *, pairs: Pairs = "all") -> tuple[list[Comparison], Conversion]:
-    """Pairs of a ranking: every pair, the best against the worst, or each with the next. Equal ranks are ties."""
+    """Pairs of a ranking; equal ranks are ties.
+
+    ``all``; ``best-worst``; ``best-random``: the best against any other; ``adjacent``: each with the next; ``tournament``: the
+    K - 1 matches of a knockout tournament (SLiC-HF, RSO). Chance depends on the prompt and its completions alone.
+    """
     _known("pairs", pairs, Pairs)
     records, dropped, out = list(records), Counter[str](), list[Comparison]()
     for record in records:
@@ -288,6 +294,10 @@ def _paired(
             picked = pairwise(ordered)
         case "best-worst":
             picked = [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
+        case "best-random":
+            picked = [(ordered[0], _chance(ordered).choice(ordered[1:]))] if len(ordered) > 1 else []
+        case "tournament":
+            picked = _tournament(ordered)
     for better, worse in picked:
         if better.text.strip() == worse.text.strip():
             dropped[SAME_TEXT] += 1
@@ -298,6 +308,25 @@ def _paired(
         yield Comparison(
             better.record.prompt, better.text, worse.text, tie=tie, strength=strength, origin=better.record.origin
         )
+
+
+def _chance(ordered: Sequence[_Candidate]) -> random.Random:
+    """Random numbers of these candidates, whatever the file around them."""
+    said = [[m.role, m.content] for m in ordered[0].record.prompt]
+    return random.Random(json.dumps([said, [c.text for c in ordered]]))
+
+
+def _tournament(ordered: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, _Candidate]]:
+    """(winner, loser) of each match: in every round pairs are drawn by lot, winners go on, an odd one out goes on unbeaten."""
+    chance, left = _chance(ordered), list(ordered)
+    while len(left) > 1:
+        chance.shuffle(left)
+        winners = left[len(left) // 2 * 2 :]
+        for one, other in zip(left[::2], left[1::2], strict=False):
+            winner, loser = (one, other) if one.value >= other.value else (other, one)
+            yield winner, loser
+            winners.append(winner)
+        left = winners
 
 
 def _by_prompt(records: Sequence[R]) -> dict[Conversation, list[R]]:

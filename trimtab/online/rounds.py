@@ -9,6 +9,7 @@ that is resumed finds its rounds again: what was sampled and judged is read, not
     rounds/0001/records.jsonl        both as canonical feedback: any offline method can learn from it
     rounds/0001/columns.safetensors  behaviour log-probs, advantages, ...: constants of the round (methods on rollouts)
     rounds/0001/round.json           figures of the round
+    rounds/0001/watch.json           what train and test judge say of held-out answers of the policy that it begins with
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trimtab.errors import CheckFailed, ConfigError, DataError
-from trimtab.feedback.convert import convert
+from trimtab.feedback.convert import Pairs, convert
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Thumb
 from trimtab.judges import records as judged_as
 from trimtab.judges.base import Failure, Judge, Judgement, Preference, Question, Ranks, Scores, Verdicts
@@ -36,6 +37,9 @@ from trimtab.logprobs.reference import AdapterOff
 from trimtab.logprobs.scored import Completions, Rollouts
 from trimtab.online.kept import Drawn, Kept, write_whole
 from trimtab.online.sample import Answer, sample, sampler
+from trimtab.online.select import keep
+from trimtab.online.watch import FILE as WATCHED
+from trimtab.online.watch import Watch
 from trimtab.tokens.batch import Example
 from trimtab.tokens.template import Template
 
@@ -46,6 +50,7 @@ class Plan:
 
     Attributes:
         prompts, answers: prompts of a round, answers to each.
+        keep: how many of them are learned from, and the temperature of their choice (RSO); None: all.
         partner: share of the reference in the geometric mixture that one more answer comes from, 1: the reference itself;
             None: there is none. A method on pairs meets it as another answer, one on rollouts as what the others are to beat.
         passes: times that a round's examples are learned from.
@@ -69,7 +74,8 @@ class Plan:
     longest: int
     seed: int
     temperature: float = 1.0
-    pairs: Literal["all", "best-worst", "adjacent"] = "best-worst"
+    keep: tuple[int, float] | None = None
+    pairs: Pairs = "best-worst"
     tie_threshold: float = 0.0
     threshold: float | None = None
     end_penalty: float = 0.0
@@ -83,8 +89,10 @@ class Plan:
 
     def examples(self, kind: type[Record]) -> int:
         """How many examples a round gives at most."""
-        n = self.answers + (self.partner is not None)
-        pairs = {"all": n * (n - 1) // 2, "best-worst": 1, "adjacent": n - 1}[self.pairs]
+        n = self.keep[0] if self.keep else self.answers + (self.partner is not None)
+        pairs = {"all": n * (n - 1) // 2, "best-worst": 1, "best-random": 1, "adjacent": n - 1, "tournament": n - 1}[
+            self.pairs
+        ]
         each = {Comparison: pairs, Thumb: n, Score: n}
         return self.prompts * each.get(kind, 1)  # a ranking, a demonstration or a group of rollouts per prompt
 
@@ -119,6 +127,7 @@ class Rounds:
         self.examples: list[Example] = []  # of the round; the Trainer's data set, changed in place
         self.figures: dict[str, float] = {}  # of the round, logged with every step
         self.current = 0
+        self.watch: Watch | None = None
 
     @property
     def batch_size(self) -> int:
@@ -140,6 +149,8 @@ class Rounds:
     def asked(self) -> Judge:
         """Who is asked: a judge of pairs about pairs, where the method learns from them, else each against each."""
         plan, rollouts = self.plan, self.learner.objective.feedback is Rollouts
+        in_pairs = self.judge.kind == "pairwise" and self.kind is Comparison and self.shown == 2
+        self._refuse_strength("probability" if in_pairs else "reward_difference")
         if self.judge.kind != "pairwise":
             if rollouts and plan.partner is not None:
                 raise ConfigError(
@@ -149,7 +160,7 @@ class Rounds:
             return self.judge
         if rollouts and plan.partner is not None:
             return RoundRobin(self.judge, only_last=True)
-        if self.kind is not Comparison or self.shown != 2:
+        if not in_pairs:
             return RoundRobin(self.judge)
         if plan.end_penalty or plan.length_penalty or plan.overlong:
             raise ConfigError(
@@ -158,11 +169,27 @@ class Rounds:
             )
         return self.judge
 
+    def _refuse_strength(self, found: str) -> None:
+        """A pair has one number, and a method that learns from it says what it takes it for."""
+        wanted = getattr(self.learner.objective, "strength", "ignored")
+        if self.kind is Comparison and wanted not in ("ignored", found):
+            told = {
+                "probability": "the probability that it is the better one",
+                "reward_difference": "how far its score (a judge of pairs: its win rate) lies above the other's",
+            }
+            raise ConfigError(
+                f"{self.learner.objective.name()} has strength: {wanted}, and that of the better answer of a pair is here "
+                f"{told[found]}. Set strength: {found}, or ignored; a judge of pairs with answers: 2 gives probabilities."
+            )
+
     def __len__(self) -> int:
         return self.plan.steps(self.kind)
 
     def __iter__(self) -> Iterator[list[int]]:
         self.examples[:] = self.make(self.current)
+        if self.watch and self.current % self.watch.every == 0:
+            file = self.folder / f"{self.current + 1:04d}" / WATCHED
+            self.figures |= self.watch.look(self.current, self.learner, file)
         per_pass = len(self) // self.plan.passes
         for number in range(self.plan.passes):
             noise = torch.Generator().manual_seed(1_000_003 * self.plan.seed + 1009 * self.current + number)
@@ -181,6 +208,14 @@ class Rounds:
         kept = Kept(self.folder / f"{number + 1:04d}")
         drawn, verdicts = self._drawn(number, kept)
         own, scores = self._own(drawn, verdicts)
+        figures = _figures(own, drawn, self.plan.answers)
+        if self.plan.keep:
+            own, short = keep(own, *self.plan.keep, self.plan.seed, number)
+            scores = judged_as.scores(own)[0]
+            figures |= {
+                "kept/reward": float(np.mean([s.score for s in scores] or [np.nan])),
+                "kept/short": float(short),
+            }
         if self.learner.main:
             said_of = scores or self._pairs(own)
             write_whole(kept.records, "".join(json.dumps(s.to_json(), ensure_ascii=False) + "\n" for s in said_of))
@@ -202,7 +237,7 @@ class Rounds:
             Example(self.prompts[where[r.prompt]].prompt, tuple(a.ids for a in row), r)
             for r, row in zip(records, said, strict=True)
         ]
-        self.figures = kept.figures() or _figures(own, drawn, self.plan.answers)
+        self.figures = kept.figures() or figures
         if self.learner.objective.feedback is Rollouts:
             greedy = {self.prompts[d.place].record.prompt: j for d, j in zip(drawn, verdicts.judgements, strict=True)}
             examples = self._credited(kept, examples, said, greedy)
@@ -342,7 +377,9 @@ class Rounds:
     def _records(self, verdicts: Verdicts, scores: list[Score]) -> list[Any]:
         plan, kind, rollouts = self.plan, self.kind, self.learner.objective.feedback is Rollouts
         if kind is Ranking:
-            return list(judged_as.rankings(verdicts, at_least=1 if rollouts else 2)[0])
+            ranked = judged_as.rankings(verdicts, at_least=1 if rollouts else 2)[0]
+            # a list of equals is to a method on lists what a tie is to one on pairs; counted in frac_reward_zero_std
+            return [r for r in ranked if rollouts or len(set(r.ranks)) > 1]
         if self.asked.kind == "pairwise":
             return [p for p in self._pairs(verdicts) if self.learner.objective.ties or not p.tie]
         if not scores or kind is Score:

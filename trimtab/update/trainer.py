@@ -85,6 +85,7 @@ class Update(Trainer):
         held_out: examples for :meth:`evaluate`.
         args: the Trainer's own arguments.
         rounds: a :class:`trimtab.online.rounds.Rounds`, which makes the examples itself, an epoch at a time.
+        beside: a :class:`trimtab.update.beside.Beside`, text whose likelihood is learned in the same steps.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class Update(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         processing_class: Any = None,
         rounds: Any = None,
+        beside: Any = None,
     ) -> None:
+        self.beside = beside
         self.objective, self.scorer, self.reference = objective, scorer, reference
         self.rounds = rounds
         self.examples = list(examples) if rounds is None else rounds.examples
@@ -176,6 +179,8 @@ class Update(Trainer):
         denominator = self.denominator(batch)
         unmatched = self._mismatched(batch)
         reference = self._reference_logps([batch[i] for i in share])
+        if self.beside is not None:
+            self._learn_beside(model)
         learn = self._learn_together if self.objective.coupled or self.objective.has_memory() else self._learn_apart
         loss = learn(model, batch, share, reference, unmatched, denominator)
         self.tokens_seen += sum(e.tokens for e in batch)
@@ -261,6 +266,18 @@ class Update(Trainer):
         if self._world[0] == 0:  # every rank holds the whole batch here; it must be counted once
             self._record(view, losses)
         return losses.detach().sum() / denominator
+
+    def _learn_beside(self, model: nn.Module) -> None:
+        """The gradient of the text beside; that of the batch, which comes after it, is reduced over ranks with it."""
+        batch = self.beside.batch(self.state.global_step)
+        share, tokens = self.share(len(batch)), sum(_token_counts(batch))
+        for part in self.scorer.microbatches([batch[i] for i in share]):
+            with self.accelerator.no_sync(model) if self._world[1] > 1 else nullcontext():
+                examples = [batch[share[j]] for j in part]
+                y = self._completions(self._columns(examples, model), examples, None)
+                self._refuse_nonfinite(y.logp, examples)
+                self.accelerator.backward(-y.logp.sum() * self.beside.weight * self._world[1] / tokens)
+            self.tally.add_ratio("ptx/nll", -y.logp.detach(), y.length)
 
     def _columns(self, examples: Sequence[Example], model: nn.Module, step: int | None = None) -> Tensor:
         """[N, 1 + extras] of one microbatch: log-probs first, then what else the objective declared."""
