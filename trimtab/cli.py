@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import json
 import os
 import shlex
@@ -78,6 +79,10 @@ def main() -> None:
     try:
         _quiet()
         app(prog_name="trimtab")
+    except SystemExit as e:
+        if not e.code:
+            _leave_group()
+        raise
     except TrimtabError as e:
         _fail(str(e))
     except KeyboardInterrupt:
@@ -92,6 +97,19 @@ def main() -> None:
         _fail(
             f"{e.filename}: {(e.strerror or 'cannot be used').lower()}. Choose another place, or change its permissions."
         )
+
+
+def _leave_group() -> None:
+    """End this process's part in a group of processes, after a run that went well.
+
+    gloo's threads let go of tensors at their leisure, which needs the interpreter's lock: one that is late meets an
+    interpreter that is closing, and aborts the process. DDP's cycles keep the group alive, hence the collection, which
+    joins the threads. After a failure nothing is ended: it may wait for the others, and the launcher must hear of it.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()
 
 
 def _quiet() -> None:

@@ -7,14 +7,17 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
-from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Scores, Solutions, Thumbs
+from trimtab.logprobs.scored import Completions, Demonstrations, Pairs, Rankings, Rollouts, Scores, Solutions, Thumbs
 from trimtab.objectives.base import Objective
 
 Feedback = Pairs | Thumbs | Demonstrations | Rankings | Scores | Solutions
 
 
 def measure(objective: Objective, batch: Any) -> dict[str, Tensor]:
-    """name -> vector, for a scored batch. ``rewards/accuracies`` counts strictly larger rewards only, ties left out."""
+    """name -> vector, for a scored batch. ``rewards/accuracies`` counts strictly larger rewards only, ties left out.
+
+    Of rankings, it is about every two answers to a prompt of which one was ranked higher.
+    """
     common = {name: value for name, value in _common(objective, batch).items() if value.numel()}
     rewards_only = "score" in objective.needs  # a reward model has no log-probs
     found = {name: value for name, value in common.items() if not (rewards_only and name.startswith("logps/"))}
@@ -50,8 +53,16 @@ def _common(objective: Objective, batch: Feedback) -> dict[str, Tensor]:
             return {"rewards/chosen": objective.reward(batch.y).detach(), **_sizes(batch.y, "chosen", slice(None))}
         case Demonstrations() | Solutions():
             return _sizes(batch.y, "chosen", slice(None))
-        case Rankings():
+        case Rollouts():
             return _sizes(batch.y, "chosen", batch.rank == 1)
+        case Rankings():
+            reward = objective.reward(batch.y).detach()
+            i, j = ((batch.prompt[:, None] == batch.prompt) & (batch.rank[:, None] < batch.rank)).nonzero().T
+            return {
+                "rewards/margins": reward[i] - reward[j],
+                "rewards/accuracies": (reward[i] > reward[j]).to(reward.dtype),
+                **_sizes(batch.y, "chosen", batch.rank == 1),
+            }
         case _:
             assert_never(batch)
 
