@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import trimtab
+from trimtab.cli import app
 from trimtab.config import RunConfig, load_yaml, resolve, run_options
 from trimtab.objectives import methods
 
@@ -30,12 +32,50 @@ CATALOGUE = {
         "rloo", "ppo", "reinforce_pp", "remax", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "nash_md",
     ],
 }  # fmt: skip
+# every online procedure, by the file that runs it; each file runs in tests/online or tests/test_pipeline.py
+PROCEDURES = {
+    "pipelines/instructgpt": "RLHF",
+    "ppo": "PPO with value model, KL, clipping, whitening, missing-EOS rule, PPO-ptx",
+    "rloo": "RLOO",
+    "reinforce_pp": "REINFORCE++",
+    "remax": "ReMax",
+    "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "gspo": "GSPO", "cispo": "CISPO",
+    "pipelines/hh_online": "Anthropic's online training",
+    "online/iterative_dpo": "iterative DPO with exploration",
+    "online/oaif": "online DPO, OAIF",
+    "xpo": "XPO",
+    "online/pairwise_cringe": "pairwise CRINGE rounds",
+    "online/online_todo": "TODO with judged ties",
+    "online/online_kto": "KTO from judged thumbs",
+    "online/bco_detector": "BCO from a detector's thumbs",
+    "online/sppo": "SPPO", "online/dno": "DNO", "nash_md": "Nash-MD",
+    "online/rso": "RSO with its rejection sampler",
+    "online/slic_hf": "SLiC-HF sample-rank",
+    "online/d2o_self": "D2O with self-samples",
+    "pipelines/self_rewarding": "self-rewarding",
+    "pipelines/constitutional": "Constitutional AI",
+    "pipelines/rlaif_distilled": "RLAIF, distilled", "pipelines/rlaif_direct": "RLAIF, direct",
+}  # fmt: skip
 EVERY = sorted(name for names in CATALOGUE.values() for name in names)
 WITH_ANOTHER = {"tdpo1": "tdpo", "tdpo2": "tdpo", "pairwise_cringe": "cringe"}  # tested in one file
 
 
 def test_none_is_missing_and_none_is_unlisted() -> None:
     assert sorted(methods()) == EVERY
+
+
+def test_every_procedure_has_a_recipe_and_every_recipe_is_listed() -> None:
+    there = {
+        f"{folder}/{f.stem}" for folder in ("online", "pipelines") for f in (ROOT / "recipes" / folder).glob("*.yaml")
+    }
+    assert there == {name for name in PROCEDURES if "/" in name}
+    assert {name for name in PROCEDURES if "/" not in name} <= set(EVERY)
+
+
+def test_they_are_counted() -> None:
+    told = CliRunner().invoke(app, ["methods"]).output
+    assert f"{len(EVERY)} methods" in told and "11 procedures" in told and "6 pipelines" in told
+    assert all(name.partition("/")[2] in told for name in PROCEDURES)
 
 
 @pytest.mark.parametrize("name", EVERY)

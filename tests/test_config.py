@@ -314,7 +314,7 @@ def test_yaml_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\0")
     with pytest.raises(ConfigError, match=r"binary\.yaml is not text\."):
         load_yaml(str(tmp_path / "binary.yaml"))
-    with pytest.raises(ConfigError, match=r"is not a file\. Pass --config FILE\.yaml, or leave it out\."):
+    with pytest.raises(ConfigError, match=r"none\.yaml is not a file, and no recipe has that name\. Pass --config"):
         load_yaml(str(tmp_path / "none.yaml"))
 
 
@@ -322,3 +322,12 @@ def test_every_option_is_described() -> None:
     for name, field in RunConfig.model_fields.items():
         assert field.description, name
         assert name == name.lower() and "-" not in name
+
+
+def test_a_recipe_is_named_and_the_users_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve({"data": "x.jsonl"}, "online/oaif").judge == "language:judge.yaml"
+    with pytest.raises(ConfigError, match='no recipe has that name. Did you mean "online/oaif"'):
+        resolve({"data": "x.jsonl"}, "online/oaf")
+    monkeypatch.chdir(tmp_path)
+    Path("simpo").write_text("method: dpo\nbeta: 0.7\n")
+    assert resolve({"data": "x.jsonl"}, "simpo").method == "dpo"

@@ -308,7 +308,7 @@ def test_files_of_several_kinds_are_not_joined() -> None:
 NAMES = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
 BRING = {
     "demonstration": ("demos", "ift", "eft", "helpful"),
-    "comparison": ("labelled", "helpful_pairs"),
+    "comparison": ("labelled", "helpful_pairs", "pairs", "test_pairs"),
     "ranking": ("rankings",),
     "prompt": ("prompts", "red_team"),
 }
@@ -358,6 +358,8 @@ def shrunk(name: str, url: str) -> Path:
             case "train" if "judge" in stage:
                 stage |= {k: v for k, v in RL.items() if k not in ("method", "answers")}
                 assert stage["answers"] in (1, 2, 4)
+                if "test_judge" in stage:
+                    stage |= {"samples": 3, "holdout": 0.4, "watch_every": 1}
             case "train":
                 stage.pop("epochs", None)
                 stage |= {**SHORT, "finetune": "full", "threads": 1}
@@ -373,10 +375,10 @@ def shrunk(name: str, url: str) -> Path:
 
 
 def test_the_shipped_ones() -> None:
-    assert NAMES == ["constitutional", "instructgpt", "rlaif_direct", "rlaif_distilled", "self_rewarding"]
+    assert NAMES == ["constitutional", "hh_online", "instructgpt", "rlaif_direct", "rlaif_distilled", "self_rewarding"]
     error = trimtab("pipeline", "instructgtp.yaml").error
     assert 'Did you mean "self_rewarding"?' in trimtab("pipeline", "self-rewarding").error
-    assert "or one that is shipped: constitutional, instructgpt" in error
+    assert "or one that is shipped: constitutional, hh_online, instructgpt" in error
     # by its name, the file as it is: all that it lacks is the user's data
     assert 'stage "reward": data is "rankings.jsonl": no such file' in trimtab("pipeline", "instructgpt").error
 
@@ -398,11 +400,25 @@ def test_each_is_checked_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) ->
         run_pipeline(Path(name), "", Console(quiet=True))
 
 
+def answered_by_a_person(file: Path) -> int:
+    """Every second one that is open is answered by its length; returns how many are left."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    waiting = [row for row in rows if not row["answer"]]
+    for row in waiting[: -(-len(waiting) // 2)]:
+        row["answer"] = "A > B" if len(row["A"]) > len(row["B"]) else "B > A"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return len(waiting) // 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_runs_from_beginning_to_end(name: str) -> None:
     bring()
     with serving(model_behind) as server:
         file = shrunk(name, server.url)
+        if name == "hh_online":  # the pipeline stops for people as often as it must
+            assert "6 of 6 questions wait for a person's answer (compare-1.jsonl)" in trimtab("pipeline", file).error
+            while answered_by_a_person(Path("compare-1.jsonl")):
+                assert "wait for a person's answer" in trimtab("pipeline", file).error
         done("pipeline", file)
         asked = len(server.requests)
         served = {r["model"] for r in server.requests}
@@ -412,6 +428,16 @@ def test_each_runs_from_beginning_to_end(name: str) -> None:
     assert again.count("done before") == len(stages)
     start = {s["name"]: s.get("from") for s in stages}
     match name:
+        case "hh_online":
+            pairs = read("out/preference-2.data.jsonl").records
+            assert len(pairs) == 12 + 6
+            assert [card(f"policy-{k}")["config"]["judge"] for k in (1, 2)] == [
+                f"model:out/preference-{k}" for k in (1, 2)
+            ]
+            for run_name in ("policy-1", "policy-2", "preference-2"):
+                assert card(run_name)["config"]["model"] == "./tiny"
+            assert card("policy-2")["config"]["test_judge"] == "model:out/test-preference"
+            assert len(card("policy-2")["watch"]["looks"]) >= 2
         case "instructgpt":
             assert not asked and card("ppo")["config"]["model"] == "out/sft" and start["reward"] is None
             assert (

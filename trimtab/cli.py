@@ -182,7 +182,9 @@ def _options_help() -> str:
 def train(
     ctx: typer.Context,
     data: str = typer.Argument("", help="feedback file (jsonl, json, csv, parquet, .gz) or hub:org/name"),
-    config: str = typer.Option(None, "--config", help="flat YAML file with the same names as the flags"),
+    config: str = typer.Option(
+        None, "--config", help="flat YAML file with the same names as the flags, or a recipe: ppo, online/oaif"
+    ),
     options: bool = typer.Option(False, "--options", help="list every option and stop"),
 ) -> None:
     """Align a model with a feedback file.
@@ -322,9 +324,10 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
 
     Example: `trimtab methods dpo`
     """
+    from trimtab.config import recipes
     from trimtab.objectives import methods as known
     from trimtab.objectives import objective_class
-    from trimtab.report.card import axes, in_short
+    from trimtab.report.card import axes
 
     if name:
         cls = objective_class(name)
@@ -341,14 +344,21 @@ def methods(name: str = typer.Argument("", help="one method, in full")) -> None:
             _say(f"differs: {cls.differs}")
         _say(f"axes: {'; '.join(f'{k}: {v}' for k, v in axes(cls).items())}")
         return
-    table = Table(
-        "method", "learns from", "needs", "axes of arXiv:2407.16216 (those of yes and no are named where yes)"
-    )
+    table = Table("method", "learns from", "needs", "what it is")
     for n, cls in known().items():
         kind = cls.feedback.record.__name__.lower() + (" + ties" if cls.ties else "")
-        table.add_row(n, kind, ", ".join(sorted(cls.needs)) or "-", in_short(cls))
+        table.add_row(n, kind, ", ".join(sorted(cls.needs)) or "-", (cls.__doc__ or "").splitlines()[0])
     console.print(table)
-    _say(f"{len(known())} methods. `trimtab methods NAME`: equation, paper, options, when to use it and when not.")
+    _say(
+        f"{len(known())} methods. `trimtab methods NAME`: equation, paper, options, axes, when to use it and when not."
+    )
+    for folder, what in (
+        ("online", "procedures in rounds (--config NAME)"),
+        ("pipelines", "pipelines (trimtab pipeline NAME)"),
+    ):
+        names = recipes(folder)
+        shown = [n.removeprefix("pipelines/") for n in names]
+        _say(f"{len(names)} {what}: {', '.join(shown)}")
 
 
 @app.command(cls=Flags, context_settings=EXTRA)
@@ -510,11 +520,16 @@ def generate(
 def compare(
     ctx: typer.Context,
     world: str = typer.Option("plain", help="a world's name, or one with changes: ties,flip=0.2"),
-    methods: str = typer.Option("all", help="dpo,cdpo:label_smoothing=0.2,kto; all: every method that answers"),
+    methods: str = typer.Option(
+        "all",
+        help="dpo,cdpo:label_smoothing=0.2,rloo:rounds=32; all: every method that a file of feedback is enough for",
+    ),
     seeds: int = typer.Option(5, min=2, help="replicates: own prompts, answers, judgements, held-out prompts"),
     steps: int = typer.Option(48, min=1, help="of the optimiser, the same for all"),
     against: str = typer.Option("dpo", help="the method that all others are compared with"),
-    promises: bool = typer.Option(False, "--promises", help="check what each method promises, in a world made for it"),
+    promises: bool = typer.Option(
+        False, "--promises", help="check what each method (or each of these) promises, in a world made for it"
+    ),
     workers: int = typer.Option(2, min=1, help="processes, one thread each"),
     output: Path = typer.Option(Path("runs/compare"), help="folder of results: one file per trial, never run twice"),
 ) -> None:
@@ -525,20 +540,27 @@ def compare(
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
     from trimtab.compare.command import check_promises, parse_arms
     from trimtab.compare.command import compare as compared
+    from trimtab.compare.promises import PROMISES
     from trimtab.compare.trial import Budget
 
     more: dict[str, Any] = {"output": output, "workers": workers, "command": _command(), "tell": _progress}
     if promises:
         given = [
             n
-            for n in ("world", "methods", "steps", "against")
+            for n in ("world", "steps", "against")
             if (source := ctx.get_parameter_source(n)) and source.name != "DEFAULT"
         ]
         if given:
             raise ConfigError(
-                f"promises name their own methods and worlds: {', '.join(given)} would have no effect. Leave it out."
+                f"promises name their own worlds and budgets: {', '.join(given)} would have no effect. Leave it out."
             )
-        typer.echo(check_promises(seeds, **more))
+        arms = [] if methods == "all" else parse_arms(methods)
+        chosen = [p for p in PROMISES if p.ours in arms or not arms]
+        if not chosen:
+            raise ConfigError(
+                f"methods: nothing is promised of {methods} with these options. `trimtab compare --promises` has all."
+            )
+        typer.echo(check_promises(seeds, promises=chosen, **more))
         return
     typer.echo(
         compared(

@@ -18,6 +18,7 @@ from trimtab.objectives import Objective, objective_class
 from trimtab.objectives.base import typed
 
 # of transformers': the schedules that need no further arguments, and the optimizers with the package each needs
+RECIPES = Path(__file__).with_name("recipes")
 SCHEDULES = (
     "linear",
     "cosine",
@@ -224,11 +225,22 @@ def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
     return config
 
 
+def recipes(folder: str = "") -> list[str]:
+    """Names of the shipped recipes: every method's, and ``online/`` procedures."""
+    found = RECIPES.glob(f"{folder}/*.yaml") if folder else (*RECIPES.glob("*.yaml"), *RECIPES.glob("online/*.yaml"))
+    return sorted(str(f.relative_to(RECIPES).with_suffix("")) for f in found)
+
+
 def load_yaml(file: str) -> dict[str, Any]:
-    """A flat YAML mapping."""
-    path = Path(file)
+    """A flat YAML mapping: the user's file, or a shipped recipe by its name (``ppo``, ``online/oaif``)."""
+    path, shipped = Path(file), RECIPES / f"{file}.yaml"
+    if not path.is_file() and file in recipes():
+        path = shipped
     if not path.is_file():
-        raise ConfigError(f"{file} is not a file. Pass --config FILE.yaml, or leave it out.")
+        raise ConfigError(
+            f"{file} is not a file, and no recipe has that name.{nearest(file, recipes())} Pass --config FILE.yaml, or the "
+            "name of a recipe (`trimtab methods` lists them), or leave it out."
+        )
     try:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as e:

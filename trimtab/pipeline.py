@@ -39,7 +39,7 @@ from rich.text import Text
 
 from trimtab import run
 from trimtab.config import resolve
-from trimtab.errors import ConfigError, DataError, nearest
+from trimtab.errors import ConfigError, DataError, JudgeError, nearest
 from trimtab.feedback.convert import convert, settle_ties
 from trimtab.feedback.kinds import name_of
 from trimtab.feedback.read import read, write
@@ -47,6 +47,7 @@ from trimtab.feedback.records import Comparison, Demonstration, Prompt, Record
 from trimtab.judges.backend import Backend, unreadable
 from trimtab.judges.base import Failure
 from trimtab.judges.cached import Cached
+from trimtab.judges.human import WAITING
 from trimtab.judges.label import label as judged
 from trimtab.judges.named import ASKING, HERE, THERE, language_judge, named_judge
 from trimtab.judges.prompt import load_prompt
@@ -171,8 +172,9 @@ def _checked(plan: dict[str, Any], stages: Sequence[dict[str, Any]], output: Pat
         for key in FILES:
             if key in given:
                 given[key] = names.files(name, key, given[key])
-        if "judge" in given:
-            given["judge"] = names.language(step, "judge", given["judge"])
+        for key in ("judge", "test_judge"):
+            if key in given:
+                given[key] = names.language(step, key, given[key])
         match kind:
             case "train":
                 step.options = {**common, **given, "model": step.model, "output": str(step.folder)}
@@ -275,7 +277,8 @@ class _Names:
 
     def language(self, step: _Step, key: str, value: Any) -> str:
         """A judge by its name, or a language model by its options: those are written beside the stage's folder."""
-        if isinstance(value, str) and key == "judge":
+        judges = key != "writer"
+        if isinstance(value, str) and judges:
             kind, _, rest = value.partition(":")
             if kind != "model" or not rest:
                 return value
@@ -286,7 +289,7 @@ class _Names:
         where = f'stage "{step.name}": {key}'
         if not isinstance(said.get("model"), str):
             raise ConfigError(f"{where} is {value!r}; expected a name, or a mapping with model and its options.")
-        known = sorted({"model", "url"} | (ASKING if key == "judge" else set()) | (THERE if "url" in said else HERE))
+        known = sorted({"model", "url"} | (ASKING if judges else set()) | (THERE if "url" in said else HERE))
         for option in said:
             if option not in known:
                 place = "behind an endpoint" if "url" in said else "in this process (url is not given)"
@@ -295,13 +298,13 @@ class _Names:
         file = self.output / f"{step.name}.{key}.yaml"
         if "url" not in said and said["model"] != step.model:
             said["model"] = self.any_model(step.name, key, said["model"])
-        if key == "judge":
+        if judges:
             load_prompt(str(said.get("prompt", "pairwise")))
         for option in ("prompt", "principles"):  # the user's own files are named from where the pipeline is started
             if option in said and Path(str(said[option])).is_file():
                 said[option] = os.path.relpath(said[option], self.output)
         step.described[file] = said
-        return f"language:{file}" if key == "judge" else str(file)
+        return f"language:{file}" if judges else str(file)
 
 
 def _finished(folder: Path) -> bool:
@@ -404,6 +407,11 @@ def label(
         records, more = _answered(_prompts(records), backend, answers, seed, asked.kind == "pairwise")
         told.append(more)
     found = judged(records, asked, tie_band)
+    if waiting := found.verdicts.failed[WAITING]:
+        raise JudgeError(
+            f"{waiting:,} of {found.verdicts.asked:,} questions wait for a person's answer ({judge.partition(':')[2]}). Answer "
+            "them there, and run the same command again: it goes on from here."
+        )
     made: Sequence[Record] = found.records
     told += str(found).splitlines()
     if ties == "drop" and made and isinstance(made[0], Comparison):

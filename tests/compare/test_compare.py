@@ -21,13 +21,16 @@ from trimtab.compare.results import Results
 from trimtab.compare.runner import RATES, TUNING_SEEDS, run_all
 from trimtab.compare.stats import gain
 from trimtab.compare.table import promises_table
-from trimtab.compare.trial import Budget, Trial, run
+from trimtab.compare.trial import Budget, Trial, draw_pool, run
 from trimtab.errors import ConfigError
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Score, Thumb
+from trimtab.judges.base import Question
 from trimtab.objectives import methods
+from trimtab.update.trainer import Update
 from trimtab.world import model as world_model
+from trimtab.world.asked import AskedJudge
 from trimtab.world.judge import Judge
-from trimtab.world.named import WORLDS
+from trimtab.world.named import world
 
 TINY = Budget(prompts=12, answers=4, steps=2, answers_per_step=8, held_out=6, held_out_answers=2)
 TRIAL = Trial("plain", Judge(), "dpo", 1e-3, 0, budget=TINY)
@@ -71,6 +74,33 @@ def test_two_stages_and_two_beside_each_other() -> None:
     first, second, both, mean = (r["measures"]["train_chosen_shift"] for r in (alone, sft, after, merged))
     assert both == pytest.approx(first + second, rel=0.1)
     assert mean == pytest.approx((first + second) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("dpo", {"pairs": "all"}), ("rloo", {}), ("ppo", {"passes": 2}), ("kto", {})]
+)
+def test_rounds_use_up_the_budget(method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt once, its answers judged once, the optimiser's steps; what is judged is what the policy writes."""
+    asked: list[Question] = []
+    felt = AskedJudge.judgements
+    monkeypatch.setattr(AskedJudge, "judgements", lambda self, qs: (asked.extend(qs), felt(self, qs))[1])
+    steps: list[int] = []
+    train = Update.train
+    monkeypatch.setattr(Update, "train", lambda self: (train(self), steps.append(self.state.global_step))[0])
+    budget = replace(TINY, steps=6)
+    found = run(replace(TRIAL, method=method, options={"rounds": 3, **options}, budget=budget))
+    assert steps == [6] and len(asked) == 12
+    assert len({q.prompt[-1].content for q in asked}) == 12 and all(1 <= len(q.completions) <= 4 for q in asked)
+    assert np.isfinite(found["prompts"]["kl"]).all() and np.std(found["prompts"]["kl"]) > 0
+    start = {a for _, row in draw_pool(replace(TRIAL, budget=budget)).train for a in row}
+    late = [a for q in asked[8:] for a in q.completions]
+    assert len([a for a in late if a not in start]) > len(late) / 2
+
+
+def test_rounds_that_do_not_fit_the_budget_or_the_world_are_refused() -> None:
+    assert "divides both" in run(replace(TRIAL, options={"rounds": 5}))["failed"]
+    told = run(replace(TRIAL, options={"rounds": 2}, judge=Judge(flip=0.2)))["failed"]
+    assert "flip=0.2" in told and "temperature" in told
 
 
 def test_control_tokens() -> None:
@@ -171,7 +201,7 @@ def test_promises_name_worlds_and_measures_that_are_there() -> None:
         "good_minus_bad",
     }
     for promise in PROMISES:
-        assert promise.world in WORLDS and promise.measure in known
+        assert world(promise.world) and promise.measure in known
         for arm in promise.arms:
             if arm.method in methods():
                 promise.trial(arm, 1e-4, 0).objective()
@@ -180,6 +210,8 @@ def test_promises_name_worlds_and_measures_that_are_there() -> None:
 def test_arms_from_text() -> None:
     assert parse_arms("dpo,cdpo:label_smoothing=0.2") == [Arm("dpo"), Arm("cdpo", {"label_smoothing": 0.2})]
     assert parse_arms("bco:match_prompts=tfidf") == [Arm("bco", {"match_prompts": "tfidf"})]
+    assert parse_arms("dpo:rounds=8:pairs=all") == [Arm("dpo", {"rounds": 8, "pairs": "all"})]
+    assert parse_arms("ppo:rounds=32:passes=2:clip=0.1") == [Arm("ppo", {"rounds": 32, "passes": 2, "clip": 0.1})]
     given = {"pairs", "thumbs", "demonstrations", "rankings", "scores"}
     fit = [
         n
@@ -195,6 +227,11 @@ def test_arms_from_text() -> None:
         "dpo:flop=1",
         "dpo:match_prompts=tfidf",
         "rloo",
+        "dpo:rounds=0",
+        "dpo:passes=2",
+        "nothing:rounds=2",
+        "xpo:rounds=2",
+        "reward_model:rounds=2",
         "reward_model",
     ):
         with pytest.raises(ConfigError):

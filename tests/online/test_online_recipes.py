@@ -27,7 +27,10 @@ from trimtab.run import plan, train
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FOLDER = Path(__file__).parents[2] / "trimtab" / "recipes" / "online"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-NAMES = ["d2o_self", "dno", "iterative_dpo", "oaif", "online_kto", "online_todo", "rso", "slic_hf", "sppo"]
+NAMES = [
+    "bco_detector", "d2o_self", "dno", "iterative_dpo", "oaif", "online_kto", "online_todo", "pairwise_cringe", "rso", "slic_hf",
+    "sppo",
+]  # fmt: skip
 IN_PAIRS = {"dno", "oaif", "online_todo", "sppo"}  # who need a judge of pairs
 RULE = "def mixed(prompt, answer):\n    return sum(map(ord, answer)) % 97 / 97\n"
 

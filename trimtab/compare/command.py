@@ -15,6 +15,7 @@ from trimtab.compare.table import Row, legend, methods_table, promises_table
 from trimtab.compare.trial import JUDGED, RUN_OPTIONS, Budget, Trial
 from trimtab.config import resolve
 from trimtab.errors import ConfigError
+from trimtab.logprobs.scored import Rollouts
 from trimtab.objectives import Objective, methods, objective_class
 from trimtab.world.named import world
 
@@ -62,7 +63,7 @@ def check_promises(
     command: str = "",
     tell: Tell = print,
 ) -> str:
-    """Tune and run both arms of every promise whose methods are there, each in its world."""
+    """Tune and run both arms of these promises where their methods are there, each in its world."""
     results, verdicts = Results(output), list[Verdict]()
     there = [p for p in promises if all(a.method in methods() for a in p.arms)]
     for promise in there:
@@ -83,18 +84,25 @@ def parse_arms(text: str) -> list[Arm]:
     arms = []
     for part in text.split(","):
         method, *options = part.split(":")
-        arms.append(Arm(method, _options(method, options)))
-        if why := _unfit(objective_class(method)):
+        given = dict(option.partition("=")[::2] for option in options)
+        if why := _unfit(objective_class(method), "rounds" in given):
             raise ConfigError(f"methods: {method} {why}.")
+        arms.append(Arm(method, _options(method, options)))
     return arms
 
 
-def _unfit(cls: type[Objective]) -> str:
+def _unfit(cls: type[Objective], online: bool = False) -> str:
     """Why a method cannot be compared here, or ""."""
     if "score" in cls.needs:
         return "trains a reward model, which gives no answers to compare"
     if cls.partner:
         return "learns from pairs with an answer of the reference, which no file has"
+    if cls.feedback is Rollouts:
+        return (
+            ""
+            if online
+            else f"learns from answers that it writes itself: say in how many rounds, {cls.name()}:rounds=32"
+        )
     return (
         ""
         if cls.feedback.record in JUDGED
@@ -110,7 +118,8 @@ def _options(method: str, said: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f'methods: "{text}" is not name=value; write {method}:name=value.')
         given[name] = value
     # the run's own configuration knows every option's type and range, and which have no effect
-    config = resolve({"data": "-", "method": method, "finetune": "full", **given})
+    rounds = {"judge": "rule:trimtab.world.utility:utility"} if "rounds" in given else {}
+    config = resolve({"data": "-", "method": method, "finetune": "full", **rounds, **given})
     unknown = [name for name in given if name not in config.options and name not in RUN_OPTIONS]
     if unknown:
         raise ConfigError(f'methods: "{unknown[0]}" is an option of a run that a comparison fixes for all methods.')

@@ -100,6 +100,11 @@ DPO, SFT, KTO, BCO, TODO = Arm("dpo"), Arm("sft"), Arm("kto"), Arm("bco"), Arm("
 MATCHED = Arm("bco", {"match_prompts": "tfidf"})
 WEIGHTED = Arm("kto", {"balance": "paper"})
 BETA, IPO = Arm("beta_dpo"), Arm("ipo")
+ONCE = replace(Budget(), steps=32)  # in rounds: every judged answer is learned from once
+COUPLES = replace(ONCE, prompts=512, answers=2)  # on file and in rounds the same pairs: two answers to every prompt
+ROUNDS_DPO = Arm("dpo", {"rounds": 8})
+RLOO, PPO = Arm("rloo", {"rounds": 32}), Arm("ppo", {"rounds": 32})
+NOISY = "plain,temperature=3"
 PROMISES = (
     Promise("tells ties from wins better than DPO", "ties", "tie_auc", "higher", TODO, DPO),
     Promise("is no worse than DPO without ties", "plain", "utility", "higher", TODO, DPO, beyond=-0.1),
@@ -124,4 +129,8 @@ PROMISES = (
     Promise("as PAFT keeps winning answers likelier than SFT then DPO", "plain", "chosen_shift", "higher", PAFT, IN_TURN),
     Promise("as PAFT gains no less than SFT then DPO", "plain", "utility", "higher", PAFT, IN_TURN, beyond=-0.1),
     Promise("gains on the judge's own scores", "plain", "utility", "higher", Arm("dro"), None),
+    Promise("in rounds beats the same pairs of the start model", "plain", "utility", "higher", ROUNDS_DPO, DPO, budget=COUPLES),
+    Promise("in rounds gains", "plain", "utility", "higher", RLOO, None, budget=ONCE),
+    Promise("in rounds gains", "plain", "utility", "higher", PPO, None, budget=ONCE),
+    Promise("gains no less than PPO under noisy scores", NOISY, "utility", "higher", RLOO, PPO, beyond=-0.1, budget=ONCE),
 )  # fmt: skip

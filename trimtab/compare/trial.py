@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,21 @@ from transformers import TrainingArguments
 
 from trimtab.compare.measures import Trained, log_ratios, measure
 from trimtab.errors import DataError, TrimtabError
-from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Thumb
+from trimtab.feedback.records import Comparison, Demonstration, Message, Origin, Prompt, Ranking, Record, Score, Thumb
 from trimtab.feedback.shift import prompt_shift
 from trimtab.logprobs.critic import add_critic
 from trimtab.logprobs.layout import Mode
 from trimtab.logprobs.reference import FrozenCopy
 from trimtab.logprobs.score import Scorer, install
+from trimtab.logprobs.scored import Rollouts
 from trimtab.objectives import Objective, objective_class
+from trimtab.online.rounds import Plan, Rounds
 from trimtab.tokens.batch import Example, completion_keys
 from trimtab.tokens.template import tokenize
 from trimtab.update.callbacks import MovingReference
 from trimtab.update.trainer import Update
 from trimtab.world import model as world_model
+from trimtab.world.asked import AskedJudge
 from trimtab.world.judge import Judge
 from trimtab.world.model import Pool
 from trimtab.world.utility import Terms, terms, utility, word_count
@@ -42,8 +46,9 @@ MODE: Mode = "shared"
 TOKENS = 8192  # per forward pass; no number depends on it
 MAX_LENGTH = 256
 # options of a run, or of a pipeline, that a trial knows too: ``after`` names a method whose result is start and reference,
-# ``merged_with`` one that is trained beside it and whose weights are averaged with it (PAFT)
-RUN_OPTIONS = ("match_prompts", "reference_every", "reference_mix", "after", "merged_with")
+# ``merged_with`` one that is trained beside it and whose weights are averaged with it (PAFT); ``rounds`` the number of them in
+# which the policy itself writes the answers that are judged, each learned from ``passes`` times, a method on pairs from ``pairs``
+RUN_OPTIONS = ("match_prompts", "reference_every", "reference_mix", "after", "merged_with", "rounds", "passes", "pairs")
 
 
 # judged answers behind one record; 0: all of a prompt's
@@ -115,7 +120,8 @@ def _run(trial: Trial) -> dict[str, Any]:
     objective, drawn = trial.objective(), draw_pool(trial)
     model = world_model.load_start()
     good, bad = _control(objective, model, trial.seed)
-    examples = _examples(trial, objective, drawn, good, bad)
+    online = "rounds" in trial.options
+    examples = _prompts(drawn) if online else _examples(trial, objective, drawn, good, bad)
     first = _other(trial, "after", drawn)
     if first is not None:
         model.load_state_dict(first.model.state_dict())
@@ -242,6 +248,38 @@ class Known(FrozenCopy):
         return super().logps(examples)  # KTO's mismatched ones
 
 
+def _prompts(drawn: Pool) -> list[Example]:
+    """What rounds begin with; the start model's answers are not looked at."""
+    records = [
+        Prompt((Message("user", text),), origin=Origin("controlled world", i))
+        for i, (text, _) in enumerate(drawn.train, 1)
+    ]
+    return [Example(world_model.prompt_ids(r.prompt[0].content), (), r) for r in records]
+
+
+def _rounds(trial: Trial, objective: Objective, prompts: Sequence[Example], folder: Path) -> Rounds:
+    """Rounds that use up what the budget grants: each prompt once, its judged answers, the optimiser's steps."""
+    budget, n, passes = trial.budget, trial.options["rounds"], trial.options.get("passes", 1)
+    plan = Plan(
+        prompts=budget.prompts // n,
+        answers=budget.answers,
+        passes=passes,
+        batch_size=1,
+        longest=world_model.MAX_NEW_TOKENS,
+        seed=trial.seed,
+        pairs=trial.options.get("pairs", "best-worst"),
+    )
+    kind = Ranking if objective.feedback is Rollouts else objective.feedback.record
+    plan = replace(plan, batch_size=-(-plan.examples(kind) * passes * n // budget.steps))
+    if budget.prompts % n or plan.steps(kind) * n != budget.steps:
+        raise DataError(
+            f"{n} rounds of {plan.steps(kind)} steps do not use up {budget.prompts} prompts in {budget.steps} steps. Choose a "
+            "number of rounds that divides both."
+        )
+    judge = AskedJudge(trial.judge, trial.seed)
+    return Rounds(prompts, plan, judge, world_model.template(), folder, torch.float32)
+
+
 def fit(
     model: nn.Module, objective: Objective, examples: Sequence[Example], trial: Trial, begin: Scorer | None = None
 ) -> Scorer:
@@ -259,7 +297,8 @@ def fit(
         reference = FrozenCopy(begin.model, begin, torch.float32, "the stage before")
     elif "reference" in objective.needs:
         reference = start()
-        start().expect(examples)
+        if "rounds" not in trial.options:
+            start().expect(examples)
     callbacks = []
     if "reference_every" in trial.options:
         reference = _reference()
@@ -281,6 +320,12 @@ def fit(
             use_cpu=True,
             remove_unused_columns=False,
         )
+        if "rounds" in trial.options:
+            rounds = _rounds(trial, objective, examples, Path(folder))
+            Update(
+                model, objective, scorer, reference, (), rounds.batch_size, args, callbacks=callbacks, rounds=rounds
+            ).train()
+            return scorer
         size = trial.budget.batch_size(objective.feedback.record)
         update = Update(model, objective, scorer, reference, examples, size, args, callbacks=callbacks)
         update.denominator(examples)  # makes the view of all of them, as labels only

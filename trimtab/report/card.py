@@ -57,20 +57,6 @@ def axes(cls: type[Objective]) -> dict[str, str]:
     }
 
 
-def in_short(cls: type[Objective]) -> str:
-    """The axes as one line; an axis of yes and no is named where it is yes."""
-    a = axes(cls)
-    kl = f" ({a['divergence']})" if a["reference"] == "based" else ""
-    said = [
-        f"{a['reward']} reward of {a['reward of']}",
-        f"{a['level']} level",
-        f"{a['feedback']} feedback on {a['answers']}s from {a['labels from']}",
-        f"reference-{a['reference']}{kl}",
-        f"{a['policy']}-policy",
-    ]
-    return ", ".join(said + [name for name, value in a.items() if value == "yes"])
-
-
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
