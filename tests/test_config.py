@@ -173,10 +173,12 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
         "redraw": 1, "end_penalty": 1.0, "token_penalty": 0.1, "overlong_buffer": 4, "overlong_penalty": 2.0,
         "largest_gap": 0.2, "correct_sampling": 2.0, "partner_mix": 0.5, "keep_answers": 2, "keep_beta": 1.0,
         "test_judge": "rule:judge.py:other", "watch_every": 2,
+        "sampler": "http://127.0.0.1:1/v1", "sampler_model": "m", "sampler_reload": "vllm",
     }.items()),
     *(({name: value}, JUDGED) for name, value in {
         "epochs": 2, "max_steps": 3, "convert": "thumb", "match_prompts": "tfidf", "eval_every": 3, "truncation": "prompt",
         "max_truncated": 0.5, "ties": "drop", "score_threshold": 1, "largest_gap": 0.2, "correct_sampling": 2.0,
+        "sampler_model": "m", "sampler_reload": "vllm",
     }.items()),
     ({"pairs": "all"}, {**JUDGED, "method": "kto"}),
     ({"tie_threshold": 0.1}, {**JUDGED, "method": "kto"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +149,17 @@ class RunConfig(BaseModel):
         description="one more answer to each prompt is sampled from policy^(1-b) reference^b, with this b "
         "(1: from the reference)",
     )
+    sampler: str | None = Field(
+        None,
+        description="server that samples, speaking OpenAI's /completions with token ids: its URL up to /v1 (default: the policy "
+        "does so here)",
+    )
+    sampler_model: str | None = Field(None, description="name of the policy there (default: as model)")
+    sampler_reload: str | None = Field(
+        None,
+        description="how the server gets each round's weights: sglang, vllm, or a command that is waited for, in which {folder} "
+        "stands for theirs",
+    )
     passes: int = Field(1, ge=1, description="times that a round's answers are learned from")
     sample_temperature: float = Field(1.0, gt=0, description="of sampling")
     keep_rounds: Literal["last", "all"] = Field("last", description="learn from this round, or from all so far")
@@ -220,6 +232,14 @@ def resolve(values: dict[str, Any], file: str | None = None) -> RunConfig:
         config = RunConfig(**ours, options=options)
     except ValidationError as e:
         raise ConfigError(_readable(e)) from e
+    for name, field in fields.items():
+        if source := field.metadata.get("follows"):
+            wanted = getattr(config, source)
+            if config.options.setdefault(name, wanted) != wanted:
+                raise ConfigError(
+                    f"{cls.name()}: {name} is {config.options[name]} and {source} is {wanted}: they are one number. "
+                    f"Remove {name}."
+                )
     config.objective()
     _refuse(config, {k for k, v in ours.items() if v is not None})
     return config
@@ -290,6 +310,9 @@ ONLINE = (
         "keep_answers",
         "keep_beta",
         "partner_mix",
+        "sampler",
+        "sampler_model",
+        "sampler_reload",
         "passes",
         "sample_temperature",
         "keep_rounds",
@@ -322,11 +345,17 @@ def without_effect(config: RunConfig) -> dict[str, str]:
     else:
         add("the answers are sampled and judged, not read from the file", *OF_A_FILE)
         if objective.feedback is not Rollouts:
-            add(f"{objective.name()} learns from records, not from rollouts", "largest_gap", "correct_sampling")
+            add(f"{objective.name()} learns from records, not from rollouts", "correct_sampling")
+            if config.sampler is None:
+                add(f"{objective.name()} learns from records, not from rollouts", "largest_gap")
+            elif config.sample_temperature != 1:
+                add("log-probs of a server are compared at temperature 1", "largest_gap")
         else:
             add(f"{objective.name()} learns from every answer that it sampled", "keep_answers")
         if objective.feedback is Rollouts or config.keep_answers is None:
             add("no answer is chosen (set keep_answers)", "keep_beta")
+        if config.sampler is None:
+            add("the policy samples here (set sampler)", "sampler_model", "sampler_reload")
         if config.test_judge is None:
             add("nothing is watched (set test_judge)", "watch_every")
         if config.overlong_buffer == 0:
@@ -411,6 +440,7 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
             "answers: 1."
         )
     _refuse_choice(config)
+    _refuse_sampler(config)
     if config.test_judge is not None and config.test_judge == config.judge:
         raise ConfigError(f"test_judge is {config.judge}, too: it is fooled by what fools judge. Name another one.")
     if config.test_judge is not None and config.samples < 2:
@@ -476,6 +506,37 @@ def _refuse_choice(config: RunConfig) -> None:
         raise ConfigError(
             "keep_answers chooses among answers of the policy, and with partner_mix one comes from elsewhere. Remove one of them."
         )
+
+
+def _refuse_sampler(config: RunConfig) -> None:
+    from trimtab.online.served import FOLDER, SERVERS
+
+    url, reload = config.sampler, config.sampler_reload
+    if url is None:
+        return
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f'sampler is "{url}"; expected an address up to /v1, such as http://127.0.0.1:8000/v1.')
+    if find_spec("openai") is None:
+        raise ConfigError("sampler: a server needs a package that is not installed: pip install 'openai>=1.60'.")
+    if config.partner_mix is not None:
+        raise ConfigError(
+            "partner_mix needs the policy's and the reference's whole distributions, and a server gives none."
+        )
+    if reload is None and config.rounds > 1:
+        raise ConfigError(
+            f"rounds is {config.rounds}, and after the first the server would go on with the weights it has. Say how it gets new "
+            "ones (sampler_reload), or set rounds: 1."
+        )
+    if reload is not None and reload not in SERVERS:
+        try:
+            named = any(FOLDER in word for word in shlex.split(reload))
+        except ValueError as e:
+            raise ConfigError(f"sampler_reload is no command ({e}): {reload}") from e
+        if not named:
+            raise ConfigError(
+                f'sampler_reload is "{reload}".{nearest(reload, list(SERVERS))} Expected {", ".join(SERVERS)}, or a command with '
+                f"{FOLDER}, where the new weights will be."
+            )
 
 
 def _refuse_matching(config: RunConfig) -> None:

@@ -58,6 +58,7 @@ from trimtab.models import (
     load_reward_model,
 )
 from trimtab.online.rounds import Plan, Rounds
+from trimtab.online.served import Served
 from trimtab.online.watch import FILE as WATCHED
 from trimtab.online.watch import Watch, account, in_words, looks
 from trimtab.prepare import Prepared, make_template, match_prompts, prepare, prepare_prompts
@@ -203,6 +204,8 @@ class _Run:
         card = self.card["data"] = data.card(self.config.data)
         self.card["fingerprints"] = {"data": data.reading.sha256, "code": code_hash(), "template": template.fingerprint}
         self._refuse_other_run()
+        if self.judge and self.previous:
+            card["notes"] = self.previous["data"]["notes"]  # those of the first round, too
         self.save_card()
         if self.main:
             flat = self.config.flat() | {"resume": False}
@@ -225,6 +228,15 @@ class _Run:
         say(
             f"  tokens: {sizes}; {tokens['truncated_rows']} rows cut, end-of-sequence lost in {sum(tokens['eos_lost'].values())}"
         )
+
+    def _tell_first_round(self, notes: Sequence[str]) -> None:
+        """What the method says about labels that only exist now; a run that is resumed in that round hears it again."""
+        kept = self.card["data"]["notes"]
+        new = [note for note in (f"round 1: {n}" for n in notes) if note not in kept]
+        kept += new
+        for note in new:
+            self.say(f"  {note}")
+        self.save_card()
 
     def _match_prompts(self, data: Prepared, model: nn.Module) -> None:
         """Prompts as the policy sees them before it learns anything."""
@@ -285,7 +297,12 @@ class _Run:
         progress = Progress(self.console)
         rounds = None
         if self.judge:
-            rounds = Rounds(data.train, plan(config), self.judge, template, self.folder / "rounds", self.precision)
+            served = None
+            if config.sampler:
+                served = Served(config.sampler, config.sampler_model or config.model, config.sampler_reload)
+            folder = self.folder / "rounds"
+            rounds = Rounds(data.train, plan(config), self.judge, template, folder, self.precision, served)
+            rounds.tell = self._tell_first_round
         trainer = Update(
             model,
             self.objective,
@@ -444,6 +461,7 @@ class _Run:
             return
         before = [tuple(ids) for ids in self.card["answers_before"]]
         after = probe.answer(trainer.scorer.model)
+        reward = reward if self.main else None  # which may be the judge: one process asks
         rows, self.card["samples"] = probe.compare(before, after, reward)
         self.card["samples"]["kl"] = probe.kl(after, trainer.scorer, self.config.model)
         if self.main:
@@ -532,6 +550,8 @@ class _Run:
         if not self.previous:
             return
         free = {"resume", "report_to", "threads", "log_every", "keep_checkpoints", "output", "token_budget"}
+        if self.config.sampler and self.previous["config"].get("sampler"):  # a server that was started again
+            free |= {"sampler", "sampler_model", "sampler_reload"}
         old, new = self.previous["config"], json.loads(json.dumps(self.card["config"]))
         changed = [
             f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted({*old, *new} - free) if old.get(k) != new.get(k)

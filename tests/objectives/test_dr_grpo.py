@@ -11,10 +11,12 @@ import torch
 
 from tests.objectives.by_hand import close, credited, exactly, gradient, rollouts
 from tests.objectives.test_grpo import BEHAVIOUR, REFERENCE, moved, with_advantages
+from trimtab.config import resolve
 from trimtab.errors import ConfigError
 from trimtab.objectives.dr_grpo import DrGRPO
 from trimtab.objectives.grpo import GRPO
 from trimtab.objectives.rloo import RLOO
+from trimtab.run import plan
 
 EQUAL = [[[-0.5, -1.0], [-0.3, -0.9]], [[-1.0, -0.2], [-2.0, -0.4]]]
 LATER = [[-0.4, -0.5], [-0.9, -0.7], [-1.1, -0.3], [-1.8, -0.6]]
@@ -60,6 +62,17 @@ def test_where_every_answer_is_the_longest_it_is_grpo_with_its_advantages() -> N
 def test_longest_only_scales() -> None:
     batch = moved(DrGRPO())
     assert close(7 * per_answer(DrGRPO(longest=7), batch), per_answer(DrGRPO(longest=1), batch))
+
+
+def test_longest_is_the_longest_answer_of_the_run() -> None:
+    """Whatever sample_tokens is, and again from the configuration that was written; another number is refused."""
+    run = {"data": "x.jsonl", "method": "dr_grpo", "judge": "rule:judge.py:brief"}
+    assert resolve(run).objective() == DrGRPO()
+    found = resolve({**run, "sample_tokens": 24})
+    assert found.objective() == DrGRPO(longest=24) and plan(found).longest == 24
+    assert resolve(found.flat()).flat() == found.flat()
+    with pytest.raises(ConfigError, match=r"^dr_grpo: longest is 96 and sample_tokens is 24: they are one number\."):
+        resolve({**run, "sample_tokens": "24", "longest": "96"})
 
 
 def test_on_policy_rloo_is_k_over_k_minus_1_of_it() -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.judges.server import Reply, serving
 from tests.judges.test_endpoint import SHOWN
+from tests.objectives.by_hand import credited, gradient, rollouts
 from tests.tiny_folder import feedback_file, tiny_folder
 from trimtab.config import resolve
 from trimtab.errors import CheckFailed, ConfigError, DataError
@@ -22,7 +29,11 @@ from trimtab.feedback.read import read
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Score, Thumb
 from trimtab.judges.base import Failure, Scores
 from trimtab.logprobs.score import Scorer, install
+from trimtab.logprobs.scored import Rollouts
 from trimtab.models import end_tokens
+from trimtab.objectives import methods, objective_class
+from trimtab.objectives.check import _batch
+from trimtab.objectives.kto import KTO
 from trimtab.online.kept import Drawn, Kept
 from trimtab.online.rounds import Plan, Rounds
 from trimtab.online.sample import Answer
@@ -42,6 +53,10 @@ def vowels(prompt, answer):
 
 def alike(prompt, answer):
     return 1.0
+
+def letters(prompt, answer):
+    """Hardly ever alike."""
+    return sum(map(ord, answer)) % 97 / 97
 
 def moody(prompt, answer):
     """Fails on one answer in four, by its content."""
@@ -97,7 +112,7 @@ def steps(folder: Path) -> list[dict[str, float]]:
 )
 def test_every_kind_of_method_learns_from_rounds(method: str, expected: int) -> None:
     """4 prompts with 3 answers: as many rollouts, pairs of best and worst, rankings, best answers; or 12 thumbs, scores."""
-    folder = train(resolve(options(method, output="run")))
+    folder = train(resolve(options(method, output="run", judge="rule:judge.py:letters")))
     logged = steps(folder)
     assert card(folder)["status"] == "finished" and len(logged) == 2 * expected // 2
     assert {"reward", "completions/mean_length", "frac_reward_zero_std"} <= logged[0].keys()
@@ -135,8 +150,73 @@ def test_all_rounds_are_kept() -> None:
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Update, "training_step", count)
-        train(resolve(options("kto", output="run", rounds=3, keep_rounds="all", batch_size=12)))
+        more = {"judge": "rule:judge.py:letters", "rounds": 3, "keep_rounds": "all", "batch_size": 12}
+        train(resolve(options("kto", output="run", **more)))
     assert seen == [12, 24, 36]
+
+
+def test_the_first_round_is_looked_at_as_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """One-sided thumbs stop the run; what is odd is said once and kept, also by the run that is resumed."""
+    with pytest.raises(DataError, match=r"round 1: all 12 thumbs point up; kto needs both .* \(score_threshold"):
+        train(resolve(options("kto", output="alike", judge="rule:judge.py:alike")))
+    values = options("kto", output="run", judge="rule:judge.py:letters", undesirable_weight=3.0, save_every=1)
+    folder = train(resolve(values), console=Console())
+    (note,) = [n for n in card(folder)["data"]["notes"] if n.startswith("round 1: ")]
+    assert note.startswith("round 1: lambda_D n_D / (lambda_U n_U) = 0.") and "12" not in note
+    said = "".join(capsys.readouterr().out.split())
+    assert said.count("".join(note.split())) == 1
+    shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
+    train(resolve({**values, "resume": True}))
+    assert [n for n in card(folder)["data"]["notes"] if n.startswith("round 1: ")] == [note]
+
+
+@pytest.mark.parametrize("method", ["plackett_luce", "rrhf"])
+def test_lists_with_ties_are_left_out_where_they_have_no_probability(method: str) -> None:
+    values = {"rounds": 1, "prompts_per_round": 12, "batch_size": 12}
+    folder = train(resolve(options(method, output="run", **values)))
+    kinds = {1: 0, 2: 0, 3: 0}  # prompts by how many different scores the three answers have
+    for said in Kept(folder / "rounds" / "0001").judged().values():
+        kinds[len(set(said.scores))] += 1  # type: ignore[union-attr]
+    assert kinds[2] and kinds[3]
+    left_out = kinds[1] + (kinds[2] if method == "plackett_luce" else 0)
+    assert steps(folder)[0]["lists/left_out"] == left_out
+    examples = json.loads((folder / "rounds/0001/round.json").read_text())
+    assert examples["lists/left_out"] == left_out
+
+
+def test_weights_follow_from_the_labels_of_each_round() -> None:
+    """KTO's balance: paper. n_D = up, n_U = 12 - up of this round: with w = 5/4 n_U/n_D, lambda_D = max(w, 1), lambda_U =
+    max(1/w, 1). The weights that a run is resumed with are those of its round."""
+    more = {"balance": "paper", "score_threshold": 0.6, "judge": "rule:judge.py:letters", "rounds": 3, "save_every": 7}
+    values = options("kto", output="run", learning_rate=0.05, **more)
+    used: dict[int, KTO] = {}
+    learn = Update.training_step
+
+    def note(self: Update, model: Any, inputs: Any, n: Any = None) -> Any:
+        used[self.batches.current] = self.objective  # type: ignore[assignment]
+        return learn(self, model, inputs, n)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Update, "training_step", note)
+        folder = train(resolve(values))
+        counts = []
+        for number in range(3):
+            records = read(str(folder / f"rounds/{number + 1:04d}/records.jsonl")).records
+            up = sum(r.score >= 0.6 for r in records if isinstance(r, Score))
+            weight = 5 / 4 * (12 - up) / up
+            wanted = (max(weight, 1), max(1 / weight, 1))
+            assert (used[number].desirable_weight, used[number].undesirable_weight) == pytest.approx(wanted)
+            logged = steps(folder)[6 * number]
+            told = {k: v for k, v in logged.items() if k.startswith("settled/")}
+            names = ("settled/desirable_weight", "settled/undesirable_weight")
+            assert told == pytest.approx({n: w for n, w in zip(names, wanted, strict=True) if w != 1})
+            counts.append(up)
+        assert len(set(counts)) > 1 and 0 not in counts and 12 not in counts
+        before, after = used.copy(), (folder / "model.safetensors").read_bytes()
+        used.clear()
+        shutil.rmtree(folder / "checkpoints" / "checkpoint-18")
+        train(resolve({**values, "resume": True}))  # from step 14 of 18, in the third round
+    assert used == {2: before[2]} and (folder / "model.safetensors").read_bytes() == after
 
 
 def test_failures_are_counted_and_never_losses() -> None:
@@ -218,6 +298,47 @@ def test_penalties() -> None:
         (pytest.approx(1 - 1.5), pytest.approx(1 - 1.8 - 1.2), pytest.approx(1 - 2 - 2), Failure("gone"))
     )
     assert rounds._penalty(drawn.answers[3]) == pytest.approx(2 + 2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [("grpo", [1.2, 1.5, 0.5, 0.8, 1.6]), *((m, [1.6, 1.6, 0.8, 0.8, 0.8]) for m in ("rloo", "gspo", "nash_md"))],
+)
+def test_the_weight_against_another_sampler(method: str, weights: list[float]) -> None:
+    """Ratios engine/sampler 1.2, 1.5 and 0.5, 0.8, 2; cap 1.6. By token: 2 is cut. By answer: 1.2 * 1.5 = 1.8 is cut, and
+    0.5 * 0.8 * 2 = 0.8, for all tokens. What a method on answers makes of it is its own loss times the answer's weight.
+    """
+    rounds = Rounds.__new__(Rounds)
+    rounds.plan = Plan(1, 2, 1, 1, longest=3, seed=0, largest_gap=1.0, correct_gap=1.6)
+    objective, rounds.figures = objective_class(method)(), {}
+    rounds.learner = SimpleNamespace(objective=objective)
+    gap = torch.tensor([1.2, 1.5, 0.5, 0.8, 2.0], dtype=torch.float64).log()
+    behaviour, scores = [[[-0.5, -1.0], [-2.0, -0.25, -0.75]]], [[1.0, 0.0]]
+    batch = credited(objective, rollouts(behaviour, scores, behaviour))
+    columns = dict(batch.columns)
+    rounds._compare(gap, columns, batch.y)
+    assert rounds.figures["sampler_gap"] == pytest.approx(gap.abs().mean().item())
+    assert columns["advantage"].tolist() == pytest.approx((batch.advantage * torch.tensor(weights)).tolist())
+    one, other = (gradient(objective, b, b.y)[0] for b in (batch, replace(batch, columns=columns)))
+    assert other == pytest.approx((torch.tensor(one) * torch.tensor(weights)).tolist())  # on-policy: A is a factor
+
+
+@pytest.mark.parametrize("name", [n for n, c in methods().items() if c.feedback is Rollouts])
+def test_methods_say_whose_ratio_they_take(name: str) -> None:
+    """The slope by one token depends on another token of its answer where the ratio is the whole answer's, and only there."""
+    objective = objective_class(name)()
+    batch = _batch(objective, everything=True)[0]
+    at = int(batch.y.length.argmax())
+    first, second, *_ = (batch.y.owner == at).nonzero().flatten().tolist()
+
+    def slope(logps: torch.Tensor) -> float:
+        view = replace(batch, y=batch.y.with_policy(logps.requires_grad_()))
+        (found,) = torch.autograd.grad(objective.loss(view).sum(), view.y._token_logps)
+        return float(found[first])
+
+    later = batch.behaviour.clone()
+    later[second] += 1e-4  # inside every clip
+    assert (slope(later) != slope(batch.behaviour.clone())) == objective.by_answer
 
 
 def test_prompts_come_in_turn() -> None:
@@ -378,6 +499,28 @@ def test_a_language_model_judges_pairs(method: str, answers: int, monkeypatch: p
     else:
         assert records and all(isinstance(r, Score) and 0 <= r.score <= 1 for r in records)
     assert all(torch.isfinite(torch.tensor(r["loss"])) for r in steps(folder))
+
+
+@pytest.mark.parametrize("strength", ["probability", "reward_difference"])
+@pytest.mark.parametrize("judge", ["rule:judge.py:letters", "language:judge.yaml"])
+def test_sppo_of_more_than_two_answers_has_no_strengths(judge: str, strength: str) -> None:
+    """P(y_w beats the policy) and P(y_l beats it) are 1 together of two answers alone; their difference is not enough."""
+    Path("judge.yaml").write_text("url: http://127.0.0.1:1/v1\nmodel: m\nprompt: pairwise\n")
+    with pytest.raises(ConfigError, match=f"sppo has strength: {strength} .* Of 3 answers .* Set answers: 2"):
+        train(resolve(options("sppo", output="run", judge=judge, strength=strength)))
+
+
+@pytest.mark.parametrize("more", [{"answers": 2, "strength": "reward_difference"}, {"answers": 3}])
+def test_sppo_of_scores(more: dict[str, Any]) -> None:
+    """Of two answers P_w = sigma(s_w - s_l) and P_l = 1 - P_w, with hard labels P_w = 1: at policy = reference the first loss
+    is the mean of (P_w - 1/2)^2 / beta^2."""
+    values = {"judge": "rule:judge.py:letters", "beta": 0.5, "batch_size": 4, **more}
+    folder = train(resolve(options("sppo", output="run", **values)))
+    wins: list[float] = []
+    for _, row in groupby(read(str(folder / "rounds/0001/records.jsonl")).records, key=lambda r: r.prompt):
+        scores = sorted(r.score for r in row if isinstance(r, Score))
+        wins.append(1 / (1 + math.exp(scores[0] - scores[-1])) if "strength" in more else 1.0)
+    assert steps(folder)[0]["loss"] == pytest.approx(sum(4 * (p - 0.5) ** 2 for p in wins) / len(wins), rel=1e-4)
 
 
 def test_a_judge_of_pairs_takes_no_penalty(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(method: str, finetune: str, **more: Any) -> dict[str, Any]:
     return {
-        "data": "thumb.jsonl" if method == "kto" else "comparison.jsonl",
+        "data": "thumb.jsonl" if method in ("kto", "bco") else "comparison.jsonl",
         "method": method,
         "model": "./model",
         "finetune": finetune,
@@ -89,7 +89,7 @@ def same(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", "kto", "bco"])  # bco: with a memory, both classes' moving means
 def test_killed_and_resumed_is_uninterrupted(method: str, finetune: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = [s for s in range(SAVE + 1, STEPS + 1) if (s - 1) % SAVE]  # steps that the last checkpoint does not hold
     step = random.Random(f"{method} {finetune}").choice(lost)

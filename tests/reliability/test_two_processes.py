@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -129,12 +130,19 @@ ROUNDS = {
         ("ppo", {"passes": 2, "ptx_data": "demos.jsonl"}),
         ("dpo", {"pairs": "all", "finetune": "full"}),
         ("remax", {}),
+        (
+            "rso",
+            {
+                "pairs": "tournament", "answers": 5, "keep_answers": 3, "keep_beta": 0.2, "samples": 3, "holdout": 0.3,
+                "watch_every": 1, "test_judge": "rule:judge.py:even",
+            },
+        ),
     ],
-)
+)  # fmt: skip
 def test_rounds_of_two_processes_are_those_of_one(
     method: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each samples its share of 5 prompts: the same answers, judgements, records and updates, and the judge is asked once."""
+    """Each samples its share of 5 prompts: the same answers, judgements, records and updates, and the judges are asked once."""
     monkeypatch.chdir(tmp_path)
     tiny_folder(tmp_path / "model")
     feedback_file(tmp_path / "prompts.jsonl", "prompt", 11)
@@ -143,6 +151,8 @@ def test_rounds_of_two_processes_are_those_of_one(
         "def odd(prompt, answer):\n"
         "    with open('asked', 'a') as f:\n        f.write('x')\n"
         "    return sum(map(ord, answer)) % 11 / 10\n"
+        "def even(prompt, answer):\n"
+        "    return 1 - odd(prompt, answer) ** 2\n"
     )
     options = {**ROUNDS, "method": method, **more}
     alone = train(resolve({**options, "output": "alone"}))
@@ -156,6 +166,12 @@ def test_rounds_of_two_processes_are_those_of_one(
         assert {p.name for p in ours.iterdir()} == {p.name for p in wanted.iterdir()}
         assert (ours / "records.jsonl").read_bytes() == (wanted / "records.jsonl").read_bytes()
         assert (ours / "judgements.jsonl").read_bytes() == (wanted / "judgements.jsonl").read_bytes()
+        if "keep_answers" in more:
+            assert json.loads((ours / "round.json").read_text())["kept/reward"] > 0
+    if "test_judge" in more:
+        for look in ("rounds/0001/watch.json", "rounds/0002/watch.json", "rounds/watch.json"):
+            seen, known = (json.loads((folder / look).read_text()) for folder in (Path("both"), alone))
+            assert seen.pop("kl") == pytest.approx(known.pop("kl"), rel=1e-6, abs=1e-9) and seen == known
     name = "model.safetensors"
     assert worst(load_file(f"both/{name}"), load_file(alone / name)) < 1e-9
     assert worst(load_file(alone / name), load_file(f"model/{name}")) > 1e-4  # something was learned

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.logprobs.scored import Rollouts
+from trimtab.logprobs.scored import Completions, Rollouts
 
 FAR = 20.0  # nats: far outside every clip, and the square of its exponential is finite in float32
 
@@ -25,6 +25,15 @@ def cut(ratio: Tensor, advantage: Tensor, low: float, high: float) -> dict[str, 
     ratio = ratio.detach()
     below, above = (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
     return {"clip_ratio/low_mean": below.to(ratio), "clip_ratio/high_mean": above.to(ratio)}
+
+
+def importance(y: Completions, gap: Tensor, cap: float, by_answer: bool) -> Tensor:
+    """[N] ``min(pi_old/pi_sampler, cap)``: what each token's advantage is worth where another program sampled it.
+
+    Truncated importance sampling. ``gap`` [N] is log pi_old - log pi_sampler of each token. A method whose ratio is the whole
+    answer's (``by_answer``) takes one weight for all tokens of an answer: the exponential of its summed gaps.
+    """
+    return (y.sum(gap)[y.owner] if by_answer else gap).exp().clamp(max=cap)
 
 
 # --- by token, under the names that lm-human-preferences and TRL log -------------------------------------------------------

@@ -28,13 +28,15 @@ def option(
     below: float | None = None,
     at_most: float | None = None,
     choices: tuple[Any, ...] = (),
+    follows: str = "",
 ) -> Any:
     """A hyperparameter: its default, meaning, where the default comes from, and its range, declared once.
 
+    ``follows`` names an option of runs that it must be equal to; a run sets it.
     The configuration, the command-line flag, the method's card and the error for a bad value all follow from it.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "source": source, **bounds})
+    return dataclasses.field(default=default, metadata={"help": help, "source": source, "follows": follows, **bounds})
 
 
 HOLDS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
@@ -80,6 +82,9 @@ class Objective(ABC):
     level: ClassVar[str] = "response"  # or token
     negatives_only: ClassVar[bool] = False
     partner: ClassVar[bool] = False  # one answer of each pair must be the reference's: it is the pair's target
+    untied: ClassVar[bool] = False  # on lists: no two answers of one may be equal
+    duel: ClassVar[bool] = False  # a pair's strength says both answers' chances: there are no others to its prompt
+    by_answer: ClassVar[bool] = False  # on rollouts: the ratio pi/pi_old is the whole answer's, not each token's
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

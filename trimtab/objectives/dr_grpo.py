@@ -23,7 +23,7 @@ class DrGRPO(Objective):
     clip_low: float = option(0.2, "ratio of at least 1 - c for bad answers", source="authors' code", above=0)
     clip_high: float = option(0.2, "ratio of at most 1 + c for good answers", source="authors' code", above=0)
     longest: int = option(
-        96, "tokens that a loss is divided by: sample_tokens", source="ours: default of sample_tokens", at_least=1
+        96, "what a loss is divided by: sample_tokens", source="authors' code", at_least=1, follows="sample_tokens"
     )
     feedback = Rollouts
     paper = "arXiv:2503.20783"

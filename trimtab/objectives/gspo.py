@@ -21,6 +21,7 @@ class GSPO(DAPO):
 
     clip_low: float = option(3e-4, "s of at least 1 - c for bad answers", source="paper, 5.1", above=0)
     clip_high: float = option(4e-4, "s of at most 1 + c for good answers", source="paper, 5.1", above=0)
+    by_answer = True
     paper = "arXiv:2507.18071"
     use = "Answers are learned from in several steps (batch_size below prompts_per_round, or passes), or experts are routed."
     avoid = "Every answer is used once: s is then 1, and this is GRPO without KL. One good token in a bad answer is not seen."

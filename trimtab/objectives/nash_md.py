@@ -21,7 +21,7 @@ class NashMD(Objective):
     """
 
     tau: float = option(0.1, "weight of the KL to the reference", source="TRL; the paper tried 0.01 to 0.2", above=0)
-    feedback, needs = Rollouts, frozenset({"reference"})
+    feedback, needs, by_answer = Rollouts, frozenset({"reference"}), True
     paper = "arXiv:2312.00886"
     use = (
         "Preferences that no reward explains (a beats b beats c beats a). A judge of pairs gives the scores for b = 0."

@@ -24,11 +24,14 @@ class PlackettLuce(Objective):
     """
 
     beta: float = option(0.1, "strength of the pull to the reference", source="paper, section 6", above=0)
-    feedback, needs = Rankings, frozenset({"reference"})
+    feedback, needs, untied = Rankings, frozenset({"reference"}), True
     paper = "arXiv:2305.18290"
     use = "Full rankings of several answers to each prompt, without ties."
     avoid = "Places far down the ranking are noisy: each counts as much as the first one (lipo weighs them)."
-    differs = "Ties have no probability in the model: training data with ties is refused, not broken at random."
+    differs = (
+        "Ties have no probability in the model: training data with ties is refused, not broken at random; in rounds, lists with "
+        "ties are left out."
+    )
 
     def reward(self, y: Completions) -> Tensor:
         return self.beta * y.log_ratio

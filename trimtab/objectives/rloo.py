@@ -24,7 +24,7 @@ class RLOO(Objective):
     clip: float = option(
         0.2, "ratio in [1 - c, 1 + c]; only answers used again are touched", source="TRL 1.16", above=0
     )
-    feedback, needs = Rollouts, frozenset({"reference"})
+    feedback, needs, by_answer = Rollouts, frozenset({"reference"}), True
     paper = "arXiv:2402.14740"
     use = "You have a reward and can sample: no critic, few settings."
     avoid = "One answer per prompt is all you can pay for."

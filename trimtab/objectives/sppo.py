@@ -24,12 +24,16 @@ class SPPO(DNO):
         choices=MEANINGS[::-1],
     )
     factor: float = option(0.5, "in front of the squares", source="authors' code; 1 in TRL's sppo_hard", above=0)
+    duel = True
     paper = "arXiv:2405.00675"
     use = (
         "Rounds of training on the policy's own answers scored by a preference model; reference = last round's policy."
     )
     avoid = "Gradients are not clipped: the loss starts near 250,000."
-    differs = "The authors estimate P_w and P_l apart, each as a mean over 5 answers, itself included (1/2)."
+    differs = (
+        "The authors estimate P_w and P_l apart, each as a mean over 5 answers, itself included (1/2). A pair has one number, "
+        "and P_l = 1 - P_w of two answers alone: rounds that sample more refuse strengths."
+    )
 
     def loss(self, batch: Pairs) -> Tensor:
         target = (win_probability(batch, self.strength) - 0.5) / self.beta

@@ -10,14 +10,18 @@ that is resumed finds its rounds again: what was sampled and judged is read, not
     rounds/0001/columns.safetensors  behaviour log-probs, advantages, ...: constants of the round (methods on rollouts)
     rounds/0001/round.json           figures of the round
     rounds/0001/watch.json           what train and test judge say of held-out answers of the policy that it begins with
+    rounds/0001/weights              the policy that it begins with, for a server that samples (of the last round alone)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from trimtab.credit.clip import importance
 from trimtab.errors import CheckFailed, ConfigError, DataError
 from trimtab.feedback.convert import Pairs, convert
 from trimtab.feedback.records import Comparison, Demonstration, Ranking, Record, Score, Thumb
@@ -35,13 +40,19 @@ from trimtab.judges.base import Failure, Judge, Judgement, Preference, Question,
 from trimtab.judges.round_robin import RoundRobin
 from trimtab.logprobs.reference import AdapterOff
 from trimtab.logprobs.scored import Completions, Rollouts
+from trimtab.objectives.base import Objective
 from trimtab.online.kept import Drawn, Kept, write_whole
-from trimtab.online.sample import Answer, sample, sampler
+from trimtab.online.sample import Answer, sample, sampler, stop_ids
 from trimtab.online.select import keep
+from trimtab.online.served import AT_ONCE, Served
 from trimtab.online.watch import FILE as WATCHED
 from trimtab.online.watch import Watch
 from trimtab.tokens.batch import Example
 from trimtab.tokens.template import Template
+from trimtab.update.weights import save_weights
+
+WEIGHTS = "weights"  # in a round's folder
+CHECKED = 8  # prompts whose first answers tell whether a server has the policy's weights
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class Plan:
         keep_all: also learn from all earlier rounds.
         redraw: prompts whose answers are all scored alike are replaced by the next ones, this many times at most.
         largest_gap: nats per token by which sampler and engine may differ on average before the run stops.
-        correct_gap: cap of the weight exp(engine - sampler) on the advantages; None: no correction.
+        correct_gap: cap of the weight exp(engine - sampler) on the advantages, of each token or, where the method's ratio is,
+            of the whole answer; None: no correction.
     """
 
     prompts: int
@@ -108,6 +120,7 @@ class Rounds:
         prompts: one example per prompt, without completions.
         folder: where the rounds are kept.
         precision: of the weights that answers are sampled with.
+        served: the server that samples; None: the policy does so here.
     """
 
     def __init__(
@@ -118,16 +131,20 @@ class Rounds:
         template: Template,
         folder: Path,
         precision: torch.dtype,
+        served: Served | None = None,
     ) -> None:
         if plan.prompts > len(prompts):
             raise DataError(f"a round takes {plan.prompts} prompts, and the data has {len(prompts)}. Lower it.")
         self.prompts, self.plan, self.judge, self.template = list(prompts), plan, judge, template
-        self.folder, self.precision = folder, precision
+        self.folder, self.precision, self.served = folder, precision, served
+        self.handed: int | None = None  # the round whose policy the server was given
+        self.gap: dict[str, float] = {}  # of the server's log-probs in this round
         self.learner: Any  # the Update that these batches belong to; it says so itself
         self.examples: list[Example] = []  # of the round; the Trainer's data set, changed in place
         self.figures: dict[str, float] = {}  # of the round, logged with every step
         self.current = 0
         self.watch: Watch | None = None
+        self.tell: Callable[[Sequence[str]], None] = lambda notes: None  # hears what the first round's labels are like
 
     @property
     def batch_size(self) -> int:
@@ -172,6 +189,12 @@ class Rounds:
     def _refuse_strength(self, found: str) -> None:
         """A pair has one number, and a method that learns from it says what it takes it for."""
         wanted = getattr(self.learner.objective, "strength", "ignored")
+        if self.learner.objective.duel and wanted != "ignored" and self.shown > 2:
+            raise ConfigError(
+                f"{self.learner.objective.name()} has strength: {wanted} and learns how often each answer beats the policy's. Of "
+                f"{self.shown} answers to a prompt these are two numbers, which a pair's strength does not tell; of two answers "
+                "one is what the other leaves of 1. Set answers: 2, or strength: ignored (the better one always wins)."
+            )
         if self.kind is Comparison and wanted not in ("ignored", found):
             told = {
                 "probability": "the probability that it is the better one",
@@ -187,6 +210,7 @@ class Rounds:
 
     def __iter__(self) -> Iterator[list[int]]:
         self.examples[:] = self.make(self.current)
+        self._settle()
         if self.watch and self.current % self.watch.every == 0:
             file = self.folder / f"{self.current + 1:04d}" / WATCHED
             self.figures |= self.watch.look(self.current, self.learner, file)
@@ -197,6 +221,32 @@ class Rounds:
             order = [order[i % len(order)] for i in range(max(len(order), per_pass))]  # no step without an example
             yield from (order[a:b] for a, b in pairwise(len(order) * i // per_pass for i in range(per_pass + 1)))
 
+    @cached_property
+    def method(self) -> Objective:
+        """As it was configured; the learner's own is the one that a round's labels settled."""
+        found: Objective = self.learner.objective
+        return found
+
+    def _settle(self) -> None:
+        """A round is to the method what a file is: its settings follow from these labels, and it may refuse the first ones.
+
+        Each round settles anew, by what is learned from in it: a policy that improves gets more thumbs up in every round.
+        """
+        configured = self.method
+        self.learner.denominator(self.examples)  # makes the view of all of them, as labels only
+        labels = self.learner.whole
+        self.learner.objective = settled = configured.settle(labels)
+        was, now = asdict(configured), asdict(settled)
+        self.figures |= {f"settled/{k}": v for k, v in now.items() if v != was[k] and isinstance(v, float)}
+        if self.current == 0:
+            refusal, notes = settled.advise(labels)
+            if refusal:
+                raise DataError(
+                    f"round 1: {refusal}. Another judge, more answers, or the options that make labels of scores "
+                    "(score_threshold, pairs) may help."
+                )
+            self.tell(notes)
+
     # --- a round -------------------------------------------------------------------------------------------------------
 
     def make(self, number: int) -> list[Example]:
@@ -205,10 +255,12 @@ class Rounds:
         return [*earlier, *self._made(number)]
 
     def _made(self, number: int) -> list[Example]:
-        kept = Kept(self.folder / f"{number + 1:04d}")
+        kept, self.gap = Kept(self.folder / f"{number + 1:04d}"), {}
         drawn, verdicts = self._drawn(number, kept)
         own, scores = self._own(drawn, verdicts)
-        figures = _figures(own, drawn, self.plan.answers)
+        figures = _figures(own, drawn, self.plan.answers) | self.gap
+        if self.served:
+            figures["sampler/retokenised"] = float(sum(not a.logps for d in drawn for a in d.answers))
         if self.plan.keep:
             own, short = keep(own, *self.plan.keep, self.plan.seed, number)
             scores = judged_as.scores(own)[0]
@@ -237,6 +289,8 @@ class Rounds:
             Example(self.prompts[where[r.prompt]].prompt, tuple(a.ids for a in row), r)
             for r, row in zip(records, said, strict=True)
         ]
+        if self.kind is Ranking and self.learner.objective.feedback is not Rollouts:
+            figures["lists/left_out"] = float(len(drawn) - len(records))
         self.figures = kept.figures() or figures
         if self.learner.objective.feedback is Rollouts:
             greedy = {self.prompts[d.place].record.prompt: j for d, j in zip(drawn, verdicts.judgements, strict=True)}
@@ -279,11 +333,16 @@ class Rounds:
         known = kept.drawn()
         missing = [p for p in dict.fromkeys(places) if p not in known]
         share, alone = self.learner.share(len(missing)), self.learner.alone
+        if missing:
+            self._hand_over(number, kept)
         mine: dict[int, Drawn] = {}
-        with sampler(self.learner.scorer.model, self.precision) as model:
-            at_once = max(1, 64 // self.plan.answers)
+        policy = self.learner.scorer.model
+        with nullcontext(policy) if self.served else sampler(policy, self.precision) as model:
+            at_once = max(1, (AT_ONCE if self.served else 64) // self.plan.answers)
             for part in (share[a : a + at_once] for a in range(0, len(share), at_once)):
                 found = self._answers(model, [missing[i] for i in part], number)
+                if self.served:
+                    self._check_server(found[:CHECKED])
                 mine |= dict(zip(part, found, strict=True))
                 if alone:  # kept as soon as it is written
                     kept.add_drawn(found)
@@ -293,22 +352,41 @@ class Rounds:
         known |= {d.place: d for d in new}
         return [known[p] for p in places]
 
+    def _hand_over(self, number: int, kept: Kept) -> None:
+        """Give the server the policy that this round begins with, in the first one too: who knows what it had before."""
+        if self.served is None or self.served.reload is None or self.handed == number:
+            return
+        if self.learner.main:
+            folder = kept.folder / WEIGHTS
+            save_weights(self.learner.scorer.model, folder)
+            self.template.tokenizer.save_pretrained(folder)
+            self.served.load(folder.resolve())
+            for old in self.folder.glob(f"*/{WEIGHTS}"):
+                if old != folder:
+                    shutil.rmtree(old)
+        self.learner.gathered({0: None} if self.learner.main else {}, 1)  # nobody asks before it is there
+        self.handed = number
+
+    def _check_server(self, drawn: Sequence[Drawn]) -> None:
+        """A few new answers under the engine, before they are kept or judged: other weights than the policy's show here."""
+        if self.plan.temperature == 1:
+            rows = [replace(self.prompts[d.place], completions=(d.answers[0].ids,)) for d in drawn]
+            logps = self.learner.scorer.score_all(rows)[0]
+            self.gap = self._gap(logps - _told([d.answers[0] for d in drawn]).to(logps))
+
     def _answers(self, model: nn.Module, places: Sequence[int], number: int) -> list[Drawn]:
         plan, ids, tokenizer = self.plan, [self.prompts[p].prompt for p in places], self.template.tokenizer
         seed = 1_000_003 * plan.seed + number
-        answers = sample(
-            model,
-            tokenizer,
-            ids,
-            per_prompt=plan.answers,
-            max_new_tokens=plan.longest,
-            seed=seed,
-            temperature=plan.temperature,
+        write: Any = partial(sample, model, tokenizer)
+        if self.served:
+            write = partial(self.served.sample, stop_ids(model, tokenizer), tokenizer)
+        answers = write(
+            ids, per_prompt=plan.answers, max_new_tokens=plan.longest, seed=seed, temperature=plan.temperature
         )
         if plan.partner is not None:
             answers = [[*a, *p] for a, p in zip(answers, self._partner(model, ids, seed, plan.partner), strict=True)]
         if "greedy" in self.learner.objective.needs:
-            greedy = sample(model, tokenizer, ids, max_new_tokens=plan.longest, seed=seed, temperature=0.0)
+            greedy = write(ids, max_new_tokens=plan.longest, seed=seed, temperature=0.0)
             answers = [[*a, *g] for a, g in zip(answers, greedy, strict=True)]
         return [Drawn(p, tuple(a)) for p, a in zip(places, answers, strict=True)]
 
@@ -378,8 +456,11 @@ class Rounds:
         plan, kind, rollouts = self.plan, self.kind, self.learner.objective.feedback is Rollouts
         if kind is Ranking:
             ranked = judged_as.rankings(verdicts, at_least=1 if rollouts else 2)[0]
-            # a list of equals is to a method on lists what a tie is to one on pairs; counted in frac_reward_zero_std
-            return [r for r in ranked if rollouts or len(set(r.ranks)) > 1]
+            if rollouts:
+                return ranked
+            # a list of equals is to a method on lists what a tie is to one on pairs; to some, so is one with a tie in it
+            at_least = [len(r.ranks) if self.learner.objective.untied else 2 for r in ranked]
+            return [r for r, n in zip(ranked, at_least, strict=True) if len(set(r.ranks)) >= n]
         if self.asked.kind == "pairwise":
             return [p for p in self._pairs(verdicts) if self.learner.objective.ties or not p.tie]
         if not scores or kind is Score:
@@ -444,21 +525,46 @@ class Rounds:
         earned, memory = objective.credit(batch, self.learner.memory)
         columns |= {k: v.detach().contiguous() for k, v in earned.items()}
         if self.plan.temperature == 1:
-            told = torch.tensor([v for row in said for a in row for v in a.logps]).to(whole["behaviour"])
-            self._compare(whole["behaviour"] - told, columns)
+            told = _told([a for row in said for a in row]).to(whole["behaviour"])
+            self._compare(whole["behaviour"] - told, columns, y)
         return columns, {k: v.detach().cpu().contiguous() for k, v in memory.items()}
 
-    def _compare(self, gap: torch.Tensor, columns: dict[str, torch.Tensor]) -> None:
+    def _compare(self, gap: torch.Tensor, columns: dict[str, torch.Tensor], y: Completions) -> None:
         """Sampler and engine are two programs for one distribution: how far apart, and what follows from it."""
-        found, cap = gap.abs().mean().item(), self.plan.correct_gap
-        self.figures["sampler_gap"] = found
+        self.figures |= self._gap(gap)
+        cap = self.plan.correct_gap
+        if cap is not None:
+            # a token whose log-prob the sampler did not tell weighs 1
+            weight = importance(y, gap.nan_to_num(0.0), cap, self.learner.objective.by_answer)
+            columns["advantage"] = columns["advantage"] * weight
+
+    def _gap(self, gap: torch.Tensor) -> dict[str, float]:
+        """Mean difference of sampler and engine in nats a token, where a sampler tells log-probs; a large one stops the run."""
+        gap = gap[~gap.isnan()]
+        if not len(gap):
+            if self.plan.correct_gap is not None:
+                raise ConfigError(
+                    "correct_sampling needs the sampler's log-probs, and the server tells none. Remove it."
+                )
+            return {}
+        found = gap.abs().mean().item()
         if found > self.plan.largest_gap:
+            why = "float32 precision, or a higher bound."
+            if self.served:
+                why = (
+                    "The server has other weights than the policy (sampler_reload must give them to it, and it must forget what "
+                    "it has in cache), another precision, or sampling options of its own that it does not give up."
+                )
             raise CheckFailed(
                 f"sampler and engine differ by {found:.3g} nats a token on the same answers (allowed "
-                f"{self.plan.largest_gap:g}): the samples are not the policy's. float32 precision, or a higher bound."
+                f"{self.plan.largest_gap:g}): the samples are not the policy's. {why}"
             )
-        if cap is not None:  # truncated importance sampling
-            columns["advantage"] = columns["advantage"] * gap.exp().clamp(max=cap)
+        return {"sampler_gap": found}
+
+
+def _told(answers: Sequence[Answer]) -> torch.Tensor:
+    """[N] the sampler's own log-prob of every token of the answers, NaN where it told none."""
+    return torch.tensor([v for a in answers for v in a.logps or (math.nan,) * len(a.ids)])
 
 
 def _varied(judgement: Judgement) -> bool:
