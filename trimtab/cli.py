@@ -528,7 +528,9 @@ def compare(
     steps: int = typer.Option(48, min=1, help="of the optimiser, the same for all"),
     against: str = typer.Option("dpo", help="the method that all others are compared with"),
     promises: bool = typer.Option(
-        False, "--promises", help="check what each method (or each of these) promises, in a world made for it"
+        False,
+        "--promises",
+        help="also check what each method (or only what each of these) promises, in a world made for it",
     ),
     workers: int = typer.Option(2, min=1, help="processes, one thread each"),
     output: Path = typer.Option(Path("runs/compare"), help="folder of results: one file per trial, never run twice"),
@@ -538,7 +540,7 @@ def compare(
     Example: `trimtab compare --methods dpo,kto,simpo --seeds 5`
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
-    from trimtab.compare.command import check_promises, parse_arms
+    from trimtab.compare.command import check_promises, parse_arms, told
     from trimtab.compare.command import compare as compared
     from trimtab.compare.promises import PROMISES
     from trimtab.compare.trial import Budget
@@ -560,7 +562,10 @@ def compare(
             raise ConfigError(
                 f"methods: nothing is promised of {methods} with these options. `trimtab compare --promises` has all."
             )
-        typer.echo(check_promises(seeds, promises=chosen, **more))
+        verdicts = check_promises(seeds, promises=chosen, **more)
+        if not arms:  # every method: its gain beside what it promised
+            typer.echo(compared("plain", parse_arms("all"), seeds, verdicts=verdicts, **more) + "\n")
+        typer.echo(told(chosen, verdicts))
         return
     typer.echo(
         compared(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.compare.command import check_promises, compare, parse_arms
+from trimtab.compare.command import check_promises, compare, parse_arms, told
 from trimtab.compare.measures import Shift, agreement, likelihoods, three_way, ties
 from trimtab.compare.promises import PROMISES, Arm, Promise, judge
 from trimtab.compare.results import Results
@@ -264,8 +264,15 @@ def test_the_command_makes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(lines) == ran == len(list(tmp_path.iterdir()))
     promise = Promise("is brief", "plain", "words", "lower", Arm("simpo"), Arm("dpo"), budget=TINY)
     absent = Promise("is better", "plain", "words", "lower", Arm("nonesuch"), Arm("dpo"), budget=TINY)
-    told = check_promises(3, promises=[promise, absent], **more)
-    assert "simpo is brief (against dpo)" in told and "| holds |" in told and "Not there yet: nonesuch." in told
+    verdicts = check_promises(3, promises=[promise, absent], **more)
+    table = told([promise, absent], verdicts)
+    assert "simpo is brief (against dpo)" in table and "| holds |" in table and "Not there yet: nonesuch." in table
+    both = compare("plain", arms, 3, budget=TINY, verdicts=verdicts, **more).splitlines()
+    assert both[0].endswith("| seconds | promised: verdict |") and both[0].count("|") == both[1].count("|")
+    assert [line.split("|")[-2].strip() for line in both if line.startswith(("| simpo", "| dpo"))] == [
+        "is brief: holds",
+        "",
+    ]
     assert len(list(tmp_path.iterdir())) == ran  # the same trials
     with pytest.raises(ConfigError, match="at least 2"):
         compare("plain", arms, 1, budget=TINY, **more)
@@ -279,7 +286,7 @@ def test_failed_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     more: dict[str, Any] = {"output": tmp_path, "workers": 1, "tell": lambda _: None}
     assert "2 runs failed: the loss is nan" in compare("plain", parse_arms("dpo,simpo"), 2, budget=TINY, **more)
     promise = Promise("is brief", "plain", "words", "lower", Arm("simpo"), Arm("dpo"), budget=TINY)
-    assert "failed: the loss is nan" in check_promises(2, promises=[promise], **more)
+    assert "failed: the loss is nan" in told([promise], check_promises(2, promises=[promise], **more))
 
 
 def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ def compare(
     workers: int = 2,
     command: str = "",
     budget: Budget = BUDGET,
+    verdicts: Sequence[Verdict] = (),
     tell: Tell = print,
 ) -> str:
-    """Tune, run and tabulate these arms in one world."""
+    """Tune, run and tabulate these arms in one world; with ``verdicts`` the table says what became of their promises."""
     if seeds < 2:
         raise ConfigError(f"seeds is {seeds}: an interval over seeds needs at least 2, better 5.")
     results, judged = Results(output), world(world_name)
@@ -51,7 +52,7 @@ def compare(
         Row(a, objective_class(a.method).feedback.__name__.lower(), g, found[i * seeds : (i + 1) * seeds])
         for i, (a, g) in enumerate(zip(arms, tuned, strict=True))
     ]
-    return f"{methods_table(rows, against)}\n\n{legend(seeds, len(TUNING_SEEDS))}"
+    return f"{methods_table(rows, against, verdicts)}\n\n{legend(seeds, len(TUNING_SEEDS))}"
 
 
 def check_promises(
@@ -62,19 +63,27 @@ def check_promises(
     workers: int = 2,
     command: str = "",
     tell: Tell = print,
-) -> str:
+) -> list[Verdict]:
     """Tune and run both arms of these promises where their methods are there, each in its world."""
     results, verdicts = Results(output), list[Verdict]()
-    there = [p for p in promises if all(a.method in methods() for a in p.arms)]
-    for promise in there:
+    for promise in (p for p in promises if not _absent(p)):
         tuned = tune([promise.trial(a, 0.0, 0) for a in promise.arms], results, command, workers, tell)
         grid = [promise.trial(a, best(g), s) for a, g in zip(promise.arms, tuned, strict=True) for s in range(seeds)]
         found = run_all(grid, results, command, workers, tell)
         for seed in range(seeds):
             check_paired(found[seed::seeds])
         verdicts.append(judge(promise, found[:seeds], found[seeds:]))
-    absent = sorted({a.method for p in promises for a in p.arms} - set(methods()))
+    return verdicts
+
+
+def told(promises: Sequence[Promise], verdicts: Sequence[Verdict]) -> str:
+    """The table of promises, and which methods are not there."""
+    absent = sorted({name for p in promises for name in _absent(p)})
     return promises_table(verdicts) + (f"\n\nNot there yet: {', '.join(absent)}." if absent else "")
+
+
+def _absent(promise: Promise) -> set[str]:
+    return {a.method for a in promise.arms} - set(methods())
 
 
 def parse_arms(text: str) -> list[Arm]:

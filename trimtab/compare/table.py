@@ -25,8 +25,8 @@ class Row:
         return sum("failed" in r for r in self.results)
 
 
-def methods_table(rows: Sequence[Row], against: str) -> str:
-    """Markdown: every arm's gain, and its difference from the arm named ``against``, seed by seed."""
+def methods_table(rows: Sequence[Row], against: str, verdicts: Sequence[Verdict] = ()) -> str:
+    """Markdown: every arm's gain, its difference from the arm named ``against``, seed by seed, and what it promised."""
     whole = [r for r in rows if not r.failed]
     base = next((r for r in whole if str(r.arm) == against), None)
     gains = _adjusted([[gain(x) for x in r.results] for r in whole])
@@ -35,8 +35,9 @@ def methods_table(rows: Sequence[Row], against: str) -> str:
         [[gain(a) - gain(b) for a, b in zip(r.results, base.results, strict=True)] for r in others if base]
     )
     lines = [
-        f"| method | learns from | rate | true utility gain | by prompt | p | minus {against} | p | KL, nats | words | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| method | learns from | rate | true utility gain | by prompt | p | minus {against} | p | KL, nats | words | seconds |"
+        + (" promised: verdict |" if verdicts else ""),
+        "|---" * (11 + bool(verdicts)) + "|",
     ]
     order = sorted(whole, key=lambda r: -over_seeds(r.results, gain).value)
     for row in order:
@@ -55,15 +56,28 @@ def methods_table(rows: Sequence[Row], against: str) -> str:
             _short(over_seeds(row.results, mean_of("kl"))),
             _short(over_seeds(row.results, mean_of("words"))),
             f"{sum(r['seconds'] for r in row.results) / len(row.results):.0f}",
+            *([_promised(row, verdicts)] if verdicts else []),
         )
         lines.append(f"| {' | '.join(cells)} |")
     for row in rows:
         if row.failed:
             why = next(r["failed"] for r in row.results if "failed" in r)
             lines.append(
-                f"| {row.arm} | {row.kind} | {_rate(row.tuned)} | {row.failed} runs failed: {why} |" + " |" * 7
+                f"| {row.arm} | {row.kind} | {_rate(row.tuned)} | {row.failed} runs failed: {why} |"
+                + " |" * (7 + bool(verdicts))
             )
     return "\n".join(lines)
+
+
+def _promised(row: Row, verdicts: Sequence[Verdict]) -> str:
+    """What this method promises, with whatever options, and the verdicts."""
+    own = [v for v in verdicts if v.promise.ours.method == row.arm.method]
+    return "; ".join(f"{_with(v)}{v.promise.text}: {v.says}" for v in own)
+
+
+def _with(verdict: Verdict) -> str:
+    options = verdict.promise.ours.options
+    return "".join(f"{k} {v} " for k, v in options.items())
 
 
 def promises_table(verdicts: Sequence[Verdict]) -> str:
