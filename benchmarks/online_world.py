@@ -37,7 +37,7 @@ import torch
 import transformers
 
 import trimtab
-from trimtab.compare.runner import _quiet
+from trimtab.compare.runner import quiet
 from trimtab.compare.trial import Budget, Trial, encode, evaluate, fit, start
 from trimtab.config import resolve
 from trimtab.feedback.records import Comparison, Conversation, Message, Prompt, Record
@@ -329,7 +329,7 @@ def main() -> None:
     known = json.loads(given.output.read_text()) if given.output.exists() else {"studies": {}}
     if not given.table:
         begun = time.perf_counter()
-        with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn"), _quiet) as pool:
+        with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn"), quiet) as pool:
             todo = [pool.submit(one, s, given.first + n) for s in given.study for n in range(given.seeds)]
             for done in todo:
                 study, seed, found = done.result()

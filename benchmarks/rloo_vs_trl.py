@@ -34,7 +34,7 @@ from trimtab.models import load_model, load_tokenizer
 from trimtab.objectives import objective_class
 from trimtab.online import rounds as online
 from trimtab.prepare import make_template, prepare_prompts
-from trimtab.run import _short, _with_answers, no_dropout, plan, training_arguments
+from trimtab.run import no_dropout, plan, shortest, training_arguments, with_answers
 from trimtab.update.trainer import Update
 
 MODEL = "smollm2"
@@ -54,7 +54,7 @@ def ours(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     data = prepare_prompts(config, config.objective(), template)
     model = load_model(MODEL)
     no_dropout(model)
-    choice = choose_layout(model, _short(_with_answers(data.train)), config.layout)
+    choice = choose_layout(model, shortest(with_answers(data.train)), config.layout)
     install(model, torch.bfloat16, choice.mode)
     scorer = Scorer(model, choice.mode, config.token_budget)
     assert config.judge is not None

@@ -266,7 +266,7 @@ class _Run:
         control = template.tokenizer.convert_tokens_to_ids(list(self.objective.control_tokens))
         if control:
             grow_vocabulary(base_model(model), len(template.tokenizer))
-        choice = choose_layout(model, _short(_with_answers(data.train)), config.layout)
+        choice = choose_layout(model, shortest(with_answers(data.train)), config.layout)
         if config.finetune == "lora":
             set_seed(config.seed)
             try:
@@ -394,7 +394,7 @@ class _Run:
 
     def _check(self, trainer: Update, data: Prepared) -> None:
         if "reference" in self.objective.needs:
-            check = policy_equals_reference(trainer, _short(_with_answers(data.train), 8), self.precision)
+            check = policy_equals_reference(trainer, shortest(with_answers(data.train), 8), self.precision)
             self.card["checks"].append(check.to_json())
             self.say(f"check: {check.name}: {check.detail}")
 
@@ -451,7 +451,7 @@ class _Run:
         if not self.main:
             return
         pool = data.held_out or data.train
-        examples = [*_short(pool, 7), max(pool, key=lambda e: e.tokens)]
+        examples = [*shortest(pool, 7), max(pool, key=lambda e: e.tokens)]
         check = scores_stand_alone(self.folder, examples, trainer.scorer.completions(examples).score, self.precision)
         self.card["checks"].append(check.to_json())
         self.say(f"check: {check.name}: {check.detail}")
@@ -659,14 +659,14 @@ def plan(config: RunConfig) -> Plan:
     )
 
 
-def _with_answers(examples: Sequence[Example]) -> list[Example]:
+def with_answers(examples: Sequence[Example]) -> list[Example]:
     """Prompts get pieces of themselves as answers, to try a layout on."""
     return [
         e if e.completions else dataclasses.replace(e, completions=(e.prompt[-8:], e.prompt[-5:])) for e in examples
     ]
 
 
-def _short(examples: Sequence[Example], n: int = 4) -> list[Example]:
+def shortest(examples: Sequence[Example], n: int = 4) -> list[Example]:
     """A few short examples with distinct prompts: what the checks are run on."""
     distinct = {e.prompt: e for e in examples if e.completions}
     return sorted(distinct.values(), key=lambda e: e.tokens)[:n]

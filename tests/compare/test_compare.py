@@ -300,9 +300,9 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
         "import os, multiprocessing, sys, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from trimtab.compare.runner import _quiet\n"
+        "from trimtab.compare.runner import quiet\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _quiet)\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), quiet)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    pool.submit(time.sleep, 60)\n"
         "    time.sleep(60)\n"

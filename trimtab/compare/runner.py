@@ -38,7 +38,7 @@ def _run(trials: Sequence[Trial], workers: int) -> Iterator[tuple[int, Result]]:
         yield from ((i, run(t)) for i, t in enumerate(trials))
         return
     # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _quiet) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quiet) as pool:
         # first every seed's answers, so that no two processes sample the same ones
         list(pool.map(_draw, {(t.seed, t.budget): t for t in trials}.values()))
         futures = {pool.submit(run, t): i for i, t in enumerate(trials)}
@@ -61,7 +61,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """What a worker begins with."""
     import warnings
 
     import torch

@@ -181,7 +181,8 @@ class Endpoint:
         return steps[0][1] if steps else {}
 
     @cached_property
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """OpenAI's, made when first asked for. Raises :class:`ConfigError` where the package is missing."""
         try:
             openai: Any = importlib.import_module("openai")
         except ImportError as e:
@@ -200,7 +201,7 @@ class Endpoint:
         more: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        client = self._client
+        client = self.client
         openai: Any = importlib.import_module("openai")
         try:
             reply = client.chat.completions.create(

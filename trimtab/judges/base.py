@@ -145,8 +145,8 @@ class Verdicts:
         return {**counts, "position": self.position, "outcome": self.outcome}
 
     def __str__(self) -> str:
-        told = [f"{self.asked - self.failed.total():,} of {self.asked:,} judged{_listed('; failed: ', self.failed)}"]
-        told += [_listed("", self.notes)] if self.notes else []
+        told = [f"{self.asked - self.failed.total():,} of {self.asked:,} judged{listed('; failed: ', self.failed)}"]
+        told += [listed("", self.notes)] if self.notes else []
         if place := self.position:
             told.append(
                 f"both orders prefer the same answer in {place['consistency']:.0%} of the pairs, the same place in "
@@ -210,7 +210,7 @@ class Judge(ABC):
         if len(failed) > self.stop_after * asked:
             detail = f" The last one: {failed[-1].detail}" if failed[-1].detail else ""
             raise JudgeError(
-                f"the judge failed on {len(failed)} of {asked} so far ({_listed('', Counter(f.reason for f in failed))}), and "
+                f"the judge failed on {len(failed)} of {asked} so far ({listed('', Counter(f.reason for f in failed))}), and "
                 f"stop_after allows {self.stop_after:.0%}.{detail} Nothing of it was recorded as a loss, and what was judged is "
                 "in the cache, where there is one. Put the judge in order and run again, or raise stop_after."
             )
@@ -224,7 +224,8 @@ def _sign(probability: float) -> int:
     return (probability > 0.5) - (probability < 0.5)
 
 
-def _listed(head: str, counts: Counter[str]) -> str:
+def listed(head: str, counts: Counter[str]) -> str:
+    """``head`` and how often each of these was counted, the most frequent first; nothing where there is none."""
     return head + ", ".join(f"{n:,} × {what}" for what, n in counts.most_common()) if counts else ""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.feedback.records import Message, Origin, Prompt, Record
 from trimtab.judges.backend import Backend
-from trimtab.judges.base import Failure
+from trimtab.judges.base import Failure, listed
 from trimtab.judges.prompt import Unusable, control_pattern, mark_for, neutral, piece
 from trimtab.online.revise import complete
 
@@ -45,8 +45,7 @@ class Instructed:
         told = f"{len(self.records):,} new prompts of {self.asked:,} replies"
         heads = (("refused", self.refused), ("seeds left out", self.left_out), ("noted", self.notes))
         for head, counts in heads:
-            if counts:
-                told += f"; {head}: " + ", ".join(f"{n:,} × {why}" for why, n in counts.most_common())
+            told += listed(f"; {head}: ", counts)
         return told
 
 

@@ -20,7 +20,7 @@ import yaml
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.feedback.records import Conversation, Demonstration, Message, Prompt
 from trimtab.judges.backend import Backend, through
-from trimtab.judges.base import PATIENCE, Failure, Question
+from trimtab.judges.base import PATIENCE, Failure, Question, listed
 from trimtab.judges.prompt import PROMPTS, Unusable, control_pattern, load_principles, mark_for, neutral, piece
 
 Reader = Callable[[str, bool], str]
@@ -73,8 +73,7 @@ class Revised:
     def __str__(self) -> str:
         told = f"{len(self.chains):,} prompts, {len(self.records):,} revisions to learn from"
         for head, counts in (("ended early", self.failed), ("left out", self.left_out), ("noted", self.notes)):
-            if counts:
-                told += f"; {head}: " + ", ".join(f"{n:,} × {why}" for why, n in counts.most_common())
+            told += listed(f"; {head}: ", counts)
         return told
 
 

@@ -126,7 +126,7 @@ class Served:
 
     @cached_property
     def _client(self) -> Any:
-        return self._endpoint._client.with_options(max_retries=RETRIES)
+        return self._endpoint.client.with_options(max_retries=RETRIES)
 
     def _post(self, path: str, body: Mapping[str, Any]) -> str:
         """What the server says to it, which may be nothing; ``path`` below :attr:`url`, or a whole address."""
