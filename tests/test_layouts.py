@@ -1,23 +1,32 @@
-"""Every layout gives the model's own numbers, for every architecture that is promised; the others fall back and say why."""
+"""Every layout gives the model's own numbers, for every architecture that is promised; the others fall back and say why.
+
+``python -m tests.test_layouts`` prints the table of docs/performance.md.
+"""
 
 from __future__ import annotations
+
+from math import isnan
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
 from trimtab.errors import ModelError
 from trimtab.feedback.records import Comparison, Ranking
 from trimtab.logprobs import attention, score
-from trimtab.logprobs.layout import Block, Mode
+from trimtab.logprobs.layout import Block, Mode, lay_out
 from trimtab.logprobs.score import Scorer, base_model, choose_layout, install, plain_attention
 
-WINDOW = {"sliding_window": 5}
-GEMMA = {**WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8}
+WINDOW: dict[str, object] = {"sliding_window": 5}
+ALTERNATING = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+HEAD = {"head_dim": 8}
+GEMMA = {**WINDOW, **HEAD, "query_pre_attn_scalar": 8}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+ROUTED = {**EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 8,
@@ -26,38 +35,70 @@ LATENT = {
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
 }
-SHARED: dict[str, dict[str, object]] = {
+SHARED: dict[str, dict[str, object]] = {  # model type, perhaps with a word on the variant: what differs from SIZES
+    "apertus": {},
+    "arcee": {},
+    "cohere": {"logit_scale": 0.3},
     "cohere2": {**WINDOW, "sliding_window_pattern": 2},
-    "deepseek_v3": {
-        **EXPERTS,
-        **LATENT,
-        "n_routed_experts": 4,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-    },
+    "deepseek_v2": {**ROUTED, **LATENT},
+    "deepseek_v3": {**ROUTED, **LATENT},
+    "dots1": {**ROUTED, "n_shared_experts": 1},
+    "ernie4_5": {},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+    "exaone4": {**WINDOW, "sliding_window_pattern": 2},
+    "gemma": HEAD,
     "gemma2": GEMMA,  # soft-cap in attention and head; no sdpa of its own
     "gemma3_text": {**GEMMA, "sliding_window_pattern": 2},
-    "glm4": {"head_dim": 8},
+    "gemma4_text": {
+        **ALTERNATING,
+        **HEAD,
+        "global_head_dim": 8,
+        "vocab_size_per_layer_input": tiny.VOCAB,
+        "hidden_size_per_layer_input": 8,
+    },
+    "glm": HEAD,
+    "glm4": HEAD,
+    "glm4_moe": {**ROUTED, **HEAD},
     "gpt2": {},
+    "gpt_bigcode": {"multi_query": True},
     "gpt_neox": {},
-    "gpt_oss": {**WINDOW, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},  # attention sinks
+    "gpt_oss": {**WINDOW, **HEAD, **MIXTURE},  # attention sinks
     "granite": {"logits_scaling": 2.0},
+    "granitemoe": MIXTURE,
+    "helium": HEAD,
+    "hunyuan_v1_dense": HEAD,
     "llama": {},
+    "llama tied multi-query": {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    "minimax_m2": {**MIXTURE, **HEAD},
+    "ministral3": {**WINDOW, **HEAD, "max_position_embeddings": 32768},
     "mistral": WINDOW,
-    "mixtral": {"num_local_experts": 4},
+    "mixtral": MIXTURE,
+    "olmo": {"clip_qkv": 1.0},
     "olmo2": {},
+    "olmo3": ALTERNATING,
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
     "phi": {},
     "phi3": {},
+    "phimoe": MIXTURE,
     "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 8},
+    "qwen2 window": {**WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16},
+    "qwen3": HEAD,
+    "qwen3_moe": {**EXPERTS, **HEAD, "num_experts": 4},
+    "seed_oss": HEAD,
     "smollm3": {},
     "starcoder2": {},
 }
-FALLS_BACK: dict[str, dict[str, object]] = {"falcon": {}, "mamba": {"state_size": 4}, "stablelm": {}}
+FALLS_BACK: dict[str, dict[str, object]] = {
+    "falcon": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {"state_size": 4},
+    "stablelm": {},
+}
+MODES: tuple[Mode, ...] = ("shared", "packed", "padded")
 EXAMPLES = [*tiny.examples(Comparison, 3, seed=5), *tiny.examples(Ranking, 1, k=4)]
+LENGTHS = [len(c) for e in EXAMPLES for c in e.completions]
 TOLERANCE = 2e-5  # nats per token in float32
 
 
@@ -77,7 +118,7 @@ def model_of(kind: str) -> nn.Module:
         "pad_token_id": 0,
     }
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**sizes, **{**SHARED, **FALLS_BACK}[kind]})
+    config = AutoConfig.for_model(kind.split()[0], **{**sizes, **{**SHARED, **FALLS_BACK}[kind]})
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -86,8 +127,7 @@ def own_numbers(model: nn.Module) -> torch.Tensor:
     parts = []
     for e in EXAMPLES:
         for c in e.completions:
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([[*e.prompt, *c]]), use_cache=False).logits[0]
+            logits = model(input_ids=torch.tensor([[*e.prompt, *c]]), use_cache=False).logits[0]
             parts.append(logits[len(e.prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(c)[:, None])[:, 0])
     return torch.cat(parts)
 
@@ -99,7 +139,7 @@ def scored(model: nn.Module, mode: Mode) -> torch.Tensor:
 
 def test_the_data_reaches_beyond_the_window() -> None:
     assert max(len(e.prompt) for e in EXAMPLES) > 5 and 1 in {len(c) for e in EXAMPLES for c in e.completions}
-    assert set(SHARED) == score.ON_THE_INTERFACE
+    assert {kind.split()[0] for kind in SHARED} == score.ON_THE_INTERFACE
 
 
 @pytest.mark.parametrize("kind", SHARED)
@@ -111,8 +151,7 @@ def test_prompt_is_shared_where_that_holds(kind: str) -> None:
     assert choice.mode == "shared" and choice.fallback is None
     assert base_model(model).config._attn_implementation == stock and "forward" not in vars(model) and model.training
     model.eval()
-    modes: tuple[Mode, ...] = ("shared", "packed", "padded")
-    for mode in modes:
+    for mode in MODES:
         assert (scored(model, mode) - own).abs().max() < TOLERANCE, mode
     # and the model still is what transformers loaded, for generation and once uninstalled
     install(model, torch.float32, "shared")
@@ -120,6 +159,43 @@ def test_prompt_is_shared_where_that_holds(kind: str) -> None:
         assert (own_numbers(model) - own).abs().max() < TOLERANCE
     score.uninstall(model)
     assert torch.equal(own_numbers(model), own)
+
+
+def twin(kind: str) -> dict[Mode, tuple[float, float, float]]:
+    """Float64, each layout against the model's own numbers: largest difference of a token's log-prob in nats, of DPO's loss, and
+    of its gradient by all weights, relative to that gradient's norm."""
+    model = model_of(kind).double()
+    model.set_experts_implementation("eager")  # grouped products know no float64
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def learn(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.stack([part.sum() for part in logps.split(LENGTHS)])
+        loss = -logsigmoid(y[::2] - y[1::2]).mean()
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        zeros = (torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True))
+        return loss, torch.cat([g.flatten() for g in zeros])
+
+    own = own_numbers(model)
+    loss, gradient = learn(own)
+    found: dict[Mode, tuple[float, float, float]] = {}
+    for mode in [m for m in MODES if kind in SHARED or m == "padded"]:
+        install(model, torch.float64, mode)
+        ours = model(trimtab=lay_out(EXAMPLES, mode))
+        our_loss, our_gradient = learn(ours)
+        score.uninstall(model)
+        away = (our_gradient - gradient).norm() / gradient.norm()
+        found[mode] = ((ours - own).abs().max().item(), (our_loss - loss).abs().item(), away.item())
+    return found
+
+
+@pytest.mark.parametrize("kind", [*SHARED, *FALLS_BACK])
+def test_loss_and_gradient_are_those_of_the_twin(kind: str) -> None:
+    """As far as the model's own float32 goes: transformers' norms and routers compute in it whatever the weights are."""
+    for mode, (logps, loss, gradient) in twin(kind).items():
+        if (kind, mode) == ("gemma2", "padded"):
+            assert isnan(logps)  # its own attention at padding, in float64 alone; float32 is tested above
+            continue
+        assert logps < 2e-6 and loss < 1e-7 and gradient < 1e-6, mode
 
 
 @pytest.mark.parametrize("kind", FALLS_BACK)
@@ -164,3 +240,17 @@ def test_bfloat16_attention_in_matrix_products_is_attention() -> None:
     found = attention._plain_bfloat16(q, k, v.bfloat16(), block.mask(q.device), 0.5)
     assert (found.double() - wanted).abs().max() < 0.03
     assert not torch.allclose(wanted, wanted.roll(1, 2), atol=0.3)
+
+
+def table() -> str:
+    """Markdown: every architecture, its layouts, and how far each is from the twin in float64: log-prob, relative gradient."""
+    lines = ["| architecture | " + " | ".join(MODES) + " |", "|---" * (1 + len(MODES)) + "|"]
+    for kind in [*SHARED, *FALLS_BACK]:
+        found = twin(kind)
+        cells = [f"{found[m][0]:.0e}, {found[m][2]:.0e}" if m in found else "" for m in MODES]
+        lines.append(f"| {kind} | " + " | ".join(cells).replace("nan, nan", "float64: not a number") + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -27,8 +27,11 @@ from trimtab.tokens.batch import Example, fill
 # Model types for which our attention function was shown equal to plain computation (PERF.md, tests/test_layouts.py).
 # The check at the start of every run repeats the comparison on the loaded weights.
 ON_THE_INTERFACE = frozenset({
-    "cohere2", "deepseek_v3", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "llama",
-    "mistral", "mixtral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+    "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5", "ernie4_5_moe",
+    "exaone4", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode",
+    "gpt_neox", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "llama", "minimax_m2", "ministral3",
+    "mistral", "mixtral", "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 })  # fmt: skip
 STOCK = "_trimtab_stock_attention"  # what the model attended with before: not every model has sdpa
 PRECISION = "_trimtab_precision"
