@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against_trl import completions_only, frozen_reference, hh_examples, load, run_config, trimtab_trainer, trl_trainer
+from against_trl import completions_only, trl_trainer
+from engine import frozen_reference, hh_examples, load, run_config, trimtab_trainer
 
 from trimtab.logprobs.score import _plain
 
@@ -84,7 +85,7 @@ def trl(noise: float, batch: list[Any], folder: Path) -> tuple[float, dict[str, 
 
 def trimtab(config: Any, noise: float, batch: list[Any], folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
     start = load()
-    trainer = trimtab_trainer(config, start, batch, folder / "trimtab", torch.float32)
+    trainer = trimtab_trainer(config, start, batch, folder / "trimtab")
     trainer.reference = frozen_reference(trainer, torch.float32)
     start.load_state_dict(policy_of(noise).state_dict())
     loss = trainer.training_step(start, batch)

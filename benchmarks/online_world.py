@@ -1,12 +1,13 @@
 """Three promises of online learning in the controlled world, where the true utility of every answer is known.
 
-    python benchmarks/online_world.py                       # all three, five seeds, two processes
+    python benchmarks/online_world.py                       # all of them, five seeds, two processes
     python benchmarks/online_world.py --study position --seeds 2
     python benchmarks/online_world.py --table               # of what is there, without running
 
-overoptimised   Two reward models learn from two halves of the same few pairs; RLOO without a KL penalty maximises the first, and
+overoptimised   Two reward models learn from two halves of the same pairs; RLOO without a KL penalty maximises the first, and
                 `test_judge` watches with the second. Does the true utility fall while the first still rises, and do train and
-                test judge part before it has fallen (Bai et al., arXiv:2204.05862, section 4.2)?
+                test judge part before it has fallen (Bai et al., arXiv:2204.05862, section 4.2)? Once with few pairs (weak),
+                once with ten times as many.
 position        A judge of pairs that adds a bonus to the answer it is shown first. What is learned by DPO from its labels, asked
                 in one order and in both?
 self-rewarding  DPO on a few labelled pairs; then the model's own implicit reward judges its next answers, again and again,
@@ -26,9 +27,10 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +84,27 @@ def asking(prompts: Sequence[str]) -> list[Prompt]:
 
 # --- over-optimisation --------------------------------------------------------------------------------------------------
 
-PAIRS = 96  # that each reward model learns from
 ROUNDS, LOOK = 48, 4
 
 
-def overoptimised(seed: int, folder: Path) -> dict[str, Any]:
-    """After every look: means over the same held-out prompts of the train judge, the test judge, and the truth."""
-    drawn = world_model.pool(seed, 256, 4, HELD_OUT, 3)
-    halves = drawn.train[: PAIRS // 2], drawn.train[PAIRS // 2 : PAIRS]
+def overoptimised(seed: int, folder: Path, prompts: int, epochs: int, rate: float) -> dict[str, Any]:
+    """After every look: means over the same held-out prompts of the train judge, the test judge, and the truth.
+
+    ``prompts``: with two labelled pairs each, that either reward model learns from.
+    """
+    drawn = world_model.pool(seed, max(256, 2 * prompts), 4, HELD_OUT, 3)
+    halves = drawn.train[:prompts], drawn.train[prompts : 2 * prompts]
     judges = []
     for name, half in zip(("train", "test"), halves, strict=True):
         data = write(folder / f"{name}.jsonl", JUDGE.pairs(half, seed))
-        how = {**COMMON, "data": data, "method": "reward_model", "epochs": 3, "batch_size": 16, "learning_rate": 3e-4}
+        how = {
+            **COMMON,
+            "data": data,
+            "method": "reward_model",
+            "epochs": epochs,
+            "batch_size": 16,
+            "learning_rate": rate,
+        }
         judges.append(train(resolve({**how, "seed": seed, "holdout": 0, "samples": 0, "output": str(folder / name)})))
     held_out = [p for p, _ in drawn.held_out]
     options = {
@@ -199,21 +210,25 @@ def position(seed: int, folder: Path) -> dict[str, Any]:
 
 # --- self-rewarding -----------------------------------------------------------------------------------------------------
 
-SEED_PROMPTS, TURNS = 64, 6  # two labelled pairs each; turns without labels
+LABELLED, TURN, TURNS = (
+    256,
+    128,
+    5,
+)  # prompts with two labelled pairs each; prompts of a turn without labels; such turns
 
 
 def self_rewarding(seed: int, folder: Path) -> dict[str, Any]:
     """M1 from labelled pairs, then M2, M3, ... from what the model before says of its own answers."""
-    drawn = world_model.pool(seed, 512, 4, HELD_OUT, 4)
-    trial = Trial("plain", JUDGE, "dpo", 3e-4, seed, budget=Budget(prompts=512, held_out_answers=4))
-    labelled, fresh = drawn.train[:SEED_PROMPTS], [p for p, _ in drawn.train[SEED_PROMPTS:]]
+    drawn = world_model.pool(seed, LABELLED + TURNS * TURN, 4, HELD_OUT, 4)
+    trial = Trial("plain", JUDGE, "dpo", 1e-4, seed, budget=Budget(prompts=len(drawn.train), held_out_answers=4))
+    labelled, fresh = drawn.train[:LABELLED], [p for p, _ in drawn.train[LABELLED:]]
     held_out = JUDGE.pairs(drawn.held_out, seed)
-    how = {**COMMON, "method": "dpo", "batch_size": 16, "learning_rate": 3e-4, "seed": seed, "samples": 0}
+    how = {**COMMON, "method": "dpo", "batch_size": 16, "learning_rate": 1e-4, "seed": seed, "samples": 0}
     data = write(folder / "labelled.jsonl", JUDGE.pairs(labelled, seed))
     current = train(resolve({**how, "data": data, "epochs": 3, "holdout": 0, "output": str(folder / "M1")}))
     turns = [state(1, current, trial, held_out, drawn)]
     for turn in range(2, 2 + TURNS):
-        part = fresh[(turn - 2) * 64 % len(fresh) :][:64]
+        part = fresh[(turn - 2) * TURN :][:TURN]
         options = {
             **how,
             "data": write(folder / f"prompts-{turn}.jsonl", asking(part)),
@@ -268,7 +283,12 @@ def stop(turns: Sequence[dict[str, Any]]) -> int:
 
 # --- all of them --------------------------------------------------------------------------------------------------------
 
-STUDIES = {"overoptimised": overoptimised, "position": position, "self-rewarding": self_rewarding}
+STUDIES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+    "overoptimised, weak judges": partial(overoptimised, prompts=48, epochs=3, rate=3e-4),
+    "overoptimised, better judges": partial(overoptimised, prompts=512, epochs=2, rate=1e-3),
+    "position": position,
+    "self-rewarding": self_rewarding,
+}
 
 
 def one(study: str, seed: int) -> tuple[str, int, dict[str, Any]]:
@@ -281,8 +301,13 @@ def one(study: str, seed: int) -> tuple[str, int, dict[str, Any]]:
 
 def table(found: dict[str, Any]) -> str:
     lines: list[str] = []
-    if runs := list(found.get("overoptimised", {}).values()):
-        lines += ["| after rounds | train judge | test judge | true utility | KL, nats |", "|---|---|---|---|---|"]
+    for study in [s for s in found if s.startswith("overoptimised")]:
+        runs = list(found[study].values())
+        lines += [
+            f"{study.capitalize()}:\n",
+            "| after rounds | train judge | test judge | true utility | KL, nats |",
+            "|---|---|---|---|---|",
+        ]
         for i, look in enumerate(runs[0]["looks"]):
             cells = [interval([r["looks"][i][n] for r in runs]) for n in ("train", "test", "truth", "kl")]
             lines.append(f"| {look['after']} | " + " | ".join(map(str, cells)) + " |")
@@ -310,7 +335,9 @@ def table(found: dict[str, Any]) -> str:
         kept = [stop(r["turns"]) for r in runs]
         first, last = ([r["turns"][i]["gain"] for r in runs] for i in (0, -1))
         chosen = [r["turns"][k]["gain"] for r, k in zip(runs, kept, strict=True)]
-        lines.append(f"\nKept by the agreement on its own answers: {', '.join(f'M{k + 1}' for k in kept)}. ")
+        second = [r["turns"][1]["gain"] for r in runs]
+        lines.append(f"\nM2 minus M1: {paired_gain(first, second)}. ")
+        lines[-1] += f"Kept by the agreement on its own answers: {', '.join(f'M{k + 1}' for k in kept)}. "
         lines[-1] += (
             f"Its gain minus M1's: {paired_gain(first, chosen)}; minus the last one's: {paired_gain(last, chosen)}."
         )
@@ -335,11 +362,12 @@ def main() -> None:
                 study, seed, found = done.result()
                 known["studies"].setdefault(study, {})[str(seed)] = found
                 print(f"{study} seed {seed}: {found['seconds']} s", flush=True)
-        known["command"] = f"python benchmarks/online_world.py --seeds {given.seeds} --workers {given.workers}"
-        known["seconds"] = round(time.perf_counter() - begun)
-        known["versions"] = {m.__name__: m.__version__ for m in (trimtab, torch, transformers)}
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(known, indent=1) + "\n")
+                known["versions"] = {m.__name__: m.__version__ for m in (trimtab, torch, transformers)}
+                given.output.parent.mkdir(parents=True, exist_ok=True)
+                given.output.write_text(
+                    json.dumps(known, indent=1) + "\n"
+                )  # each as it comes: hours may be lost otherwise
+        print(f"{time.perf_counter() - begun:.0f} s")
     whole = {k: v for k, v in known["studies"].items() if len(v) > 1}  # no interval over one seed
     print(table(whole) if whole else json.dumps(known["studies"], indent=1))
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from against_trl import StepClock, Time, frozen_reference, stopwatch
+from engine import StepClock, Time, frozen_reference, stopwatch
+from harness import spread
 
 import trimtab
 from trimtab.config import resolve
@@ -150,9 +150,9 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     own = found["trimtab"]
     for name, rows in found.items():
-        cells = [shown([r[k] for r in rows], d) for k, d in COLUMNS]
+        cells = [spread([r[k] for r in rows], d) for k, d in COLUMNS]
         ratios = [
-            shown([a[k] / b[k] if up else b[k] / a[k] for a, b in zip(own, rows, strict=True)], 2)
+            spread([a[k] / b[k] if up else b[k] / a[k] for a, b in zip(own, rows, strict=True)], 2)
             for k, up in (
                 ("seconds per step", False),
                 ("seconds per 1,000 sampled tokens", False),
@@ -169,10 +169,6 @@ COLUMNS = (
     ("sampled tokens per second", 0),
     ("tokens per step", 0),
 )
-
-
-def shown(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from harness import spread
 
 import trimtab
 from trimtab.demo.feedback import training_prompts
@@ -111,12 +111,8 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
     for k, rates in found.items():
         for name, values in rates.items():
             ratios = [a / b for a, b in zip(rates["trimtab"], values, strict=True)]
-            lines.append(f"| {k} | {name} | {shown(values, 0)} | {shown(ratios, 2)} |")
+            lines.append(f"| {k} | {name} | {spread(values, 0)} | {spread(ratios, 2)} |")
     return "\n".join(lines)
-
-
-def shown(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

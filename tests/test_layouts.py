@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from math import isnan
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests import tiny
 from trimtab.errors import ModelError
 from trimtab.feedback.records import Comparison, Ranking
-from trimtab.logprobs import attention, score
-from trimtab.logprobs.layout import Block, Mode, lay_out
+from trimtab.logprobs import attention, layout, score
+from trimtab.logprobs.layout import Block, Mode, Part, lay_out
 from trimtab.logprobs.score import Scorer, base_model, choose_layout, install, plain_attention
 
 WINDOW: dict[str, object] = {"sliding_window": 5}
@@ -196,6 +197,33 @@ def test_loss_and_gradient_are_those_of_the_twin(kind: str) -> None:
             assert isnan(logps)  # its own attention at padding, in float64 alone; float32 is tested above
             continue
         assert logps < 2e-6 and loss < 1e-7 and gradient < 1e-6, mode
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma4_text", "gpt_oss", "llama tied multi-query"])
+def test_a_group_in_parts_is_the_group(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long completions of a short prompt: each is a product of its own, and no number knows it."""
+    taken = []
+    cut = Block._parts
+
+    def spy(self: Block, *words: Any) -> list[Part]:
+        taken.append(cut(self, *words))
+        return taken[-1]
+
+    monkeypatch.setattr(Block, "_parts", spy)
+    monkeypatch.setattr(layout, "APART", -(10**9))
+    logps, loss, gradient = twin(kind)["shared"]
+    assert logps < 2e-6 and loss < 1e-7 and gradient < 1e-6
+    assert max(map(len, taken)) == 5  # the ranking: its prompt and four completions
+
+
+def test_only_groups_that_gain_are_cut() -> None:
+    device = torch.device("cpu")
+    sizes = {(149, (42, 52)): 1, (32, (512,) * 8): 9, (32, (512, 0, 512)): 3, (32, (512, 0)): 1, (500, (50, 60)): 3}
+    for (prompt, lengths), number in sizes.items():
+        parts = Block(7, prompt, list(lengths)).parts(device)
+        assert len(parts) == number
+        rows = [r for part in parts for r in range(part.rows.start, part.rows.stop)]
+        assert rows == list(range(prompt + sum(lengths)))  # every token once, in order
 
 
 @pytest.mark.parametrize("kind", FALLS_BACK)

@@ -6,6 +6,7 @@ model as a keyword argument, say who may attend to whom. Each group is one small
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from trimtab.errors import ModelError
 from trimtab.logprobs.layout import Block
 
 NAME = "trimtab"
-KERNEL = 2  # raise it when a change here moves any number: the reference cache's name carries it
+KERNEL = 3  # raise it when a change here moves any number: the reference cache's name carries it
 PLAIN = 1024  # tokens of a group up to which bfloat16 attention on a CPU is spelled out in matrix products
 
 
@@ -51,25 +52,51 @@ def grouped_attention(
         here = slice(block.start, block.stop)
         q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]
         window = sliding_window if sliding_window and sliding_window < block.stop - block.start else 0
-        if softcap or s_aux is not None:
-            piece = _spelled_out(q, k, v, block.mask(q.device, window), scaling, dropout, softcap, s_aux)
-        elif v.dtype == torch.bfloat16 and v.device.type == "cpu" and not dropout and v.shape[2] <= PLAIN:
-            piece = _plain_bfloat16(q, k, v, block.mask(q.device, window), scaling)
-        else:
-            causal = block.causal and not window
-            piece = scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if causal else block.mask(q.device, window),
-                is_causal=causal,
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
-        pieces.append(piece)
+        for part in block.parts(q.device, window):
+            k_seen, v_seen = (_joined(t, part.columns) for t in (k, v))
+            pieces.append(_attend(q[:, :, part.rows], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))
     out = torch.cat(pieces, dim=2)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """q [1, heads, R, D], k and v [1, kv heads, C, D], mask [R, C] or None for causal -> [1, heads, R, D]."""
+    if softcap or sinks is not None:
+        return _spelled_out(q, k, v, _square(mask, q), scaling, dropout, softcap, sinks)
+    if v.dtype == torch.bfloat16 and v.device.type == "cpu" and not dropout and v.shape[2] <= PLAIN:
+        return _plain_bfloat16(q, k, v, _square(mask, q), scaling)
+    return scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def _joined(t: Tensor, columns: list[slice]) -> Tensor:
+    return t[:, :, columns[0]] if len(columns) == 1 else torch.cat([t[:, :, c] for c in columns], 2)
+
+
+def _square(mask: Tensor | None, q: Tensor) -> Tensor:
+    return _causal(q.shape[2], q.device) if mask is None else mask
+
+
+@lru_cache(16)
+def _causal(tokens: int, device: torch.device) -> Tensor:
+    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
 def _plain_bfloat16(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
@@ -77,12 +104,12 @@ def _plain_bfloat16(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: floa
 
     The heads that share a key are one product; the weights are [heads, G, G] in bf16, so only for short groups.
     """
-    heads, groups, tokens, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
+    heads, groups, rows, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
     q, k = q.to(v.dtype), k.to(v.dtype)  # rotary embeddings leave float32 under autocast
     together = (q * (scaling if scaling is not None else width**-0.5)).reshape(groups, -1, width)
-    scores = (together @ k[0].transpose(1, 2)).view(heads, tokens, tokens).masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(-1).view(groups, -1, tokens)
-    return (weights @ v[0]).view(1, heads, tokens, width)
+    scores = (together @ k[0].transpose(1, 2)).view(heads, rows, -1).masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1).view(groups, -1, k.shape[2])
+    return (weights @ v[0]).view(1, heads, rows, width)
 
 
 def _spelled_out(

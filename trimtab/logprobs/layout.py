@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from trimtab.tokens.batch import Example
 
 Mode = Literal["shared", "packed", "padded"]
+APART = 16_384  # pairs of positions that each part must save: below that, its calls cost more
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Block:
     prompt: int
     lengths: list[int]
     masks: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, repr=False)
+    cut: dict[tuple[torch.device, int], list[Part]] = field(default_factory=dict, repr=False)
 
     @property
     def stop(self) -> int:
@@ -64,6 +67,29 @@ class Block:
             self.masks[key] = mask.to(device)
         return self.masks[key]
 
+    def parts(self, device: torch.device, window: int = 0) -> list[Part]:
+        """The products that attention over this block takes: the whole square, or, where that saves enough, the prompt's and one
+        for each completion (the completions of one prompt do not see each other: of the square, that is the most)."""
+        if (device, window) not in self.cut:
+            self.cut[device, window] = self._parts(device, window)
+        return self.cut[device, window]
+
+    def _parts(self, device: torch.device, window: int) -> list[Part]:
+        whole = self.stop - self.start
+        fed = [n for n in self.lengths if n]
+        apart = self.prompt**2 + sum(n * (self.prompt + n) for n in fed)
+        if len(fed) < 2 or whole**2 - apart < APART * len(fed):
+            plain = self.causal and not window
+            return [Part(slice(0, whole), [slice(0, whole)], None if plain else self.mask(device, window))]
+        prompt = slice(0, self.prompt)
+        found = [Part(prompt, [prompt], Block(0, self.prompt, []).mask(device, window) if window else None)]
+        start = self.prompt
+        for n in fed:
+            own = slice(start, start + n)
+            found.append(Part(own, [prompt, own], _continued(self.prompt, n, device, window)))
+            start += n
+        return found
+
     def sizes(self) -> Tensor:
         return torch.tensor([self.prompt, *self.lengths])
 
@@ -71,6 +97,21 @@ class Block:
         """Position ids: every completion goes on where the prompt ended."""
         parts = [torch.arange(self.prompt), *(torch.arange(self.prompt, self.prompt + n) for n in self.lengths)]
         return torch.cat(parts)
+
+
+@lru_cache(64)
+def _continued(prompt: int, length: int, device: torch.device, window: int) -> Tensor:
+    """[C, P + C] what each token of a completion sees of the prompt and of itself."""
+    return Block(0, prompt, [length]).mask(device, window)[prompt:]
+
+
+@dataclass
+class Part:
+    """Rows of a block, the columns that they attend to, and the mask between them; None: causal."""
+
+    rows: slice
+    columns: list[slice]
+    mask: Tensor | None
 
 
 @dataclass
