@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/trimtab demo
 
+# two processes of one thread each: most of a test is no matrix product
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: install
 	$(BIN)/python -m pytest tests/test_every_objective.py tests/objectives
