@@ -47,6 +47,7 @@ from trimtab.logprobs.reference import (
 )
 from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install
 from trimtab.logprobs.scored import Solutions
+from trimtab.logprobs.sharded import whole
 from trimtab.models import (
     FIRST_WINS,
     REWARD,
@@ -62,6 +63,7 @@ from trimtab.online.served import Served
 from trimtab.online.watch import FILE as WATCHED
 from trimtab.online.watch import Watch, account, in_words, looks
 from trimtab.prepare import Prepared, make_template, match_prompts, prepare, prepare_prompts
+from trimtab.processes import check_launch, together
 from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
 from trimtab.report.text import visible
@@ -71,7 +73,7 @@ from trimtab.tokens.template import Template, tokenize
 from trimtab.update.beside import Beside
 from trimtab.update.callbacks import MetricsFile, MovingReference, Progress, Shrink, peak_memory_gb
 from trimtab.update.checks import Check, policy_equals_reference, scores_stand_alone
-from trimtab.update.trainer import Update, last_checkpoint
+from trimtab.update.trainer import Update, last_checkpoint, out_of_memory
 from trimtab.update.weights import no_dropout, save_weights, with_adapter
 
 
@@ -91,26 +93,32 @@ def train(
         reward: the true reward of an answer, where the experiment knows it; measured before and after on samples.
         test_prompts: prompts to sample from instead of held-out ones.
     """
-    run = _Run(config, command, console or Console(quiet=True))
-    try:
-        run.go(reward, test_prompts)
-    except BaseException as e:
-        run.abandon(e)
-        if isinstance(e, Exception) and disk_full(e):
-            raise CheckpointError(run.no_room(str(getattr(e, "filename", None) or run.folder))) from e
-        if isinstance(e, torch.OutOfMemoryError):
-            raise ModelError(
-                f"out of memory ({str(e).splitlines()[0]}). Lower token_budget (now {config.token_budget}; no number "
-                "depends on it), or pass gradient_checkpointing: true, finetune: lora, or a smaller max_length."
-            ) from e
-        raise
+    check_launch(config)
+    with together() as peers:
+        run = _Run(config, command, console or Console(quiet=True))
+        if peers:
+            peers.on_loss = run.lost
+        try:
+            run.go(reward, test_prompts)
+        except BaseException as e:
+            run.abandon(e)
+            if isinstance(e, Exception) and disk_full(e):
+                raise CheckpointError(run.no_room(str(getattr(e, "filename", None) or run.folder))) from e
+            if out_of_memory(e):
+                raise ModelError(
+                    f"out of memory ({(str(e) or type(e).__name__).splitlines()[0]}). Lower token_budget (now "
+                    f"{run.card.get('engine', {}).get('token_budget', config.token_budget)}; no number depends on it), or pass "
+                    "gradient_checkpointing: true, finetune: lora, or a smaller max_length. `trimtab plan` with the same "
+                    "options says what fits."
+                ) from e
+            raise
     return run.folder
 
 
 class _Run:
     def __init__(self, config: RunConfig, command: str, console: Console) -> None:
         self.config, self.console = config, console
-        self.main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+        self.main = PartialState().is_main_process
         if not self.main:
             self.console = Console(quiet=True)
         if config.threads:
@@ -322,6 +330,7 @@ class _Run:
             0, MetricsFile(self.folder / "metrics.jsonl", lambda: trainer.tokens_seen)
         )
         self.progress = progress
+        trainer.tell = self.say
         return trainer
 
     def _beside(self, template: Template) -> Beside | None:
@@ -348,13 +357,8 @@ class _Run:
             return None
         config, fingerprint = self.config, self.card["fingerprints"]["model"]
         identity = f"{config.model} (weights {fingerprint[:12]})"
-        how = config.reference
-        if how == "auto":
-            how = "copy" if "token_kl" in self.objective.needs else "cache"
-            how = "adapter" if config.finetune == "lora" else how
-            how = "copy" if config.reference_every is not None or (self.judge and how == "cache") else how
         reference: Reference
-        match how:
+        match how := reference_kind(config):
             case "adapter":
                 reference = AdapterOff(scorer, identity)
             case "copy":
@@ -386,10 +390,16 @@ class _Run:
             tolerance = sequence_tolerance(self.precision)
             told = cached.spot_check(known, live, tolerance, self.config.seed)
             self.card["checks"].append(Check("reference cache", True, told).to_json())
+        asked, began = {k for e in wanted for k in completion_keys(e)}, time.perf_counter()
         added = cached.fill(wanted, live) if self.main else 0
         if self.main:
             PartialState().wait_for_everyone()
-        self.card["engine"]["reference_cache"] = {"scored": added, "entries": len(cached.cache)}
+        self.card["engine"]["reference_cache"] = {
+            "scored": added,
+            "read": len(asked) - added,
+            "seconds": round(time.perf_counter() - began, 1),
+            "entries": len(cached.cache),
+        }
         return cached
 
     def _check(self, trainer: Update, data: Prepared) -> None:
@@ -417,6 +427,8 @@ class _Run:
         try:
             trainer.train(resume_from_checkpoint=resume)
         except KeyboardInterrupt:
+            if not trainer.alone:  # the others are at another place of the step: together they can only end
+                raise
             self.card["status"] = "interrupted"
             self.say("interrupted: saving the model and writing the report")
         except TrimtabError:
@@ -424,7 +436,7 @@ class _Run:
         except Exception as e:
             if disk_full(e):
                 raise CheckpointError(self.no_room(f"a checkpoint of step {trainer.state.global_step}")) from e
-            if resume and trainer.state.global_step <= _step(resume) and not isinstance(e, torch.OutOfMemoryError):
+            if resume and trainer.state.global_step <= _step(resume) and not out_of_memory(e):
                 raise CheckpointError(
                     f"{resume} is damaged ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}). Delete that "
                     "folder to resume from an earlier checkpoint, or start again with another output."
@@ -432,15 +444,16 @@ class _Run:
             raise
         finally:
             self.progress.stop()
+            if trainer.halvings:
+                self.card["engine"] |= {"token_budget": trainer.scorer.budget, "out_of_memory": trainer.halvings}
         self.card["steps"] = trainer.state.global_step
 
     def _save_weights(self, model: nn.Module, template: Template) -> None:
         """A folder that plain ``AutoModelForCausalLM.from_pretrained`` loads; the adapter, too, where there is one."""
-        if not self.main:
-            return
         try:
-            save_weights(model, self.folder)
-            template.tokenizer.save_pretrained(self.folder)
+            save_weights(model, self.folder, self.main)
+            if self.main:
+                template.tokenizer.save_pretrained(self.folder)
         except Exception as e:
             if not disk_full(e):
                 raise
@@ -448,11 +461,12 @@ class _Run:
 
     def _check_saved(self, trainer: Update, data: Prepared) -> None:
         """Whether a score of the saved reward model depends on what stands beside the text."""
-        if not self.main:
-            return
         pool = data.held_out or data.train
         examples = [*shortest(pool, 7), max(pool, key=lambda e: e.tokens)]
-        check = scores_stand_alone(self.folder, examples, trainer.scorer.completions(examples).score, self.precision)
+        scores = trainer.scorer.completions(examples).score
+        if not self.main:
+            return
+        check = scores_stand_alone(self.folder, examples, scores, self.precision)
         self.card["checks"].append(check.to_json())
         self.say(f"check: {check.name}: {check.detail}")
 
@@ -474,7 +488,8 @@ class _Run:
             return
         folder = self.folder / "rounds"
         if self.card["status"] == "running":  # of a run that was interrupted in a round there is no such end
-            trainer.rounds.watch.look(self.config.rounds, trainer, folder / WATCHED)
+            with whole(trainer.scorer.model):
+                trainer.rounds.watch.look(self.config.rounds, trainer, folder / WATCHED)
         if seen := looks(folder):
             self.card["watch"] = account(seen)
             self.say(in_words(seen))
@@ -501,13 +516,23 @@ class _Run:
 
     def no_room(self, what: str) -> str:
         """The message for a full disk: what could not be written, what is kept, what to do."""
+        free = shutil.disk_usage(self.folder).free / 1e6
+        told = f"the disk is full: {what} could not be written ({free:,.1f} MB are free)"
+        return f"{told}. Free space, then {self._go_on()}."
+
+    def lost(self, text: str) -> str:
+        """Another process of this run is gone: what is trained is kept and marked. Returns what to do."""
+        if self.main:
+            self.card |= {"status": "failed", "error": text}
+            self.save_card()
+        return f"To have the rest of it, {self._go_on()}."
+
+    def _go_on(self) -> str:
         try:
             last = last_checkpoint(self.folder / "checkpoints").name
-            go_on = f"go on from {last} with --resume --output {self.folder}"
+            return f"go on from {last} with --resume --output {self.folder}"
         except CheckpointError:
-            go_on = f"remove {self.folder} and start again; with save_every a run can go on from a checkpoint"
-        free = shutil.disk_usage(self.folder).free / 1e6
-        return f"the disk is full: {what} could not be written ({free:,.1f} MB are free). Free space, then {go_on}."
+            return f"remove {self.folder} and start again; with save_every a run can go on from a checkpoint"
 
     def _refuse_small_disk(self, model: nn.Module) -> None:
         """The end of a long run is the wrong time to learn that the model does not fit."""
@@ -597,6 +622,15 @@ def resolve_precision(name: str) -> torch.dtype:
     except OSError:
         flags = ""
     return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
+
+
+def reference_kind(config: RunConfig) -> str:
+    """Where reference log-probs come from in this run: adapter, copy or cache."""
+    if config.reference != "auto":
+        return config.reference
+    how = "copy" if "token_kl" in config.objective().needs else "cache"
+    how = "adapter" if config.finetune == "lora" else how
+    return "copy" if config.reference_every is not None or (config.judge and how == "cache") else how
 
 
 def training_arguments(config: RunConfig, folder: Path, main: bool) -> TrainingArguments:

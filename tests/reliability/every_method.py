@@ -1,6 +1,7 @@
-"""Three steps of every method in float64, as one process or as one of several:  every_method.py FOLDER
+"""Three steps of every method in float64, as one process or as one of several:  every_method.py FOLDER [few]
 
 Batches of 4 out of 7 examples, and out of 5: the last batch is smaller, in the second case than the number of processes.
+``few``: one objective of each class instead, always out of 5.
 """
 
 from __future__ import annotations
@@ -8,27 +9,48 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from tests import tiny
-from tests.engine import engine, weights
+from tests.engine import engine, weights, worst
 from tests.test_invariance import EVERY, Shifted, Sorted, data, with_lora
 from trimtab.logprobs.reference import AdapterOff
+from trimtab.logprobs.sharded import is_sharded, whole
 from trimtab.objectives.base import Objective
+from trimtab.objectives.bco import BCO
+from trimtab.objectives.cpo import CPO
+from trimtab.objectives.dapo import DAPO
 from trimtab.objectives.dpo import DPO
 from trimtab.objectives.kto import KTO
+from trimtab.objectives.ppo import PPO
 from trimtab.objectives.reward_model import RewardModel
+from trimtab.objectives.sft import SFT
+from trimtab.objectives.tdpo1 import TDPO1
 
 TIMES = ("runtime", "per_second", "flos")
 
 
-def cases() -> Iterator[tuple[str, Objective, Callable[[], nn.Module], int]]:
+Found = dict[str, dict[str, Any]]  # case -> what was found
+Case = tuple[str, Objective, Callable[[], nn.Module], int]
+
+
+def few() -> Iterator[Case]:
+    """Independent rows; a baseline of the whole batch; coupled rows; memory; token means, in the denominator and beside the
+    loss; rollouts, with a critic too; a reward model; the whole distribution; an adapter; a head that is not the embeddings."""
+    for objective in (DPO(), KTO(), Sorted(), BCO(), SFT(), CPO(), DAPO(), PPO(), RewardModel(centring=0.1), TDPO1()):
+        yield objective.name(), objective, partial(tiny.model_for, objective), 5
+    yield "dpo, adapter", DPO(), with_lora, 5
+    yield "dpo, a head of its own", DPO(), partial(tiny.model, tie_word_embeddings=False), 5
+
+
+def cases() -> Iterator[Case]:
     """(name, objective, what makes the model, number of examples)."""
     for objective in EVERY:
         yield objective.name(), objective, partial(tiny.model_for, objective), 7
@@ -39,10 +61,10 @@ def cases() -> Iterator[tuple[str, Objective, Callable[[], nn.Module], int]]:
         yield f"{objective.name()}, adapter", objective, with_lora, 7
 
 
-def run(folder: Path) -> dict[str, dict[str, Any]]:
+def run(folder: Path, which: Iterable[Case]) -> Found:
     """case -> what was logged, the weights, the memory, and held-out metrics."""
     found = {}
-    for name, objective, make, n in cases():
+    for name, objective, make, n in which:
         model = make()
         trainer = engine(
             model, objective, data(objective, n), folder, batch_size=4, budget=50, max_steps=3,
@@ -54,13 +76,39 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
         trainer.evaluate()
         logged = [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in trainer.state.log_history]
         world = trainer.accelerator.num_processes
-        found[name] = {"logged": logged, "weights": weights(model), "memory": dict(trainer.memory), "world": world}
+        with whole(model):
+            learned = weights(model)
+        found[name] = {"logged": logged, "weights": learned, "memory": dict(trainer.memory), "world": world}
+        found[name]["sharded"] = is_sharded(model)
     return found
+
+
+def read(folder: Path, processes: int) -> list[Found]:
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(processes)]
+
+
+def assert_same_run(alone: dict[str, Any], each: list[dict[str, Any]], steps: int = 3) -> None:
+    """What several processes found is what one did, and they all hold the same model."""
+    assert alone["world"] == 1 and all(found["world"] == len(each) for found in each)
+    assert all(worst(each[0]["weights"], found["weights"]) == 0 for found in each)
+    assert worst(each[0]["weights"], alone["weights"]) < 1e-9
+    for key, value in alone["memory"].items():
+        assert each[0]["memory"][key].item() == pytest.approx(value.item(), rel=1e-10)
+    logged = each[0]["logged"]
+    assert len(logged) == len(alone["logged"]) and [r["step"] for r in logged[:steps]] == list(range(1, steps + 1))
+    for ours, wanted in zip(logged, alone["logged"], strict=True):
+        assert ours.keys() == wanted.keys()
+        assert ours.get("loss", 0.0) == pytest.approx(wanted.get("loss", 0.0), rel=1e-10, abs=1e-10)
+        single = {"train_loss"}  # the Trainer's own, added up in float32
+        assert {k: v for k, v in ours.items() if k not in single} == pytest.approx(
+            {k: v for k, v in wanted.items() if k not in single}, rel=1e-9, abs=1e-10
+        )
+    assert any("eval/loss" in row for row in logged)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        result = run(Path(temporary))
+        result = run(Path(temporary), few() if "few" in sys.argv[2:] else cases())
     from accelerate import PartialState
 
     rank = PartialState().process_index

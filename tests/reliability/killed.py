@@ -1,24 +1,32 @@
 """The command line, which dies by kill -9 at a step of its own choosing:  killed.py MOMENT STEP train FILE ...
 
+STEP may be STEP@RANK: of several processes, that one dies. It leaves the time of its death in the file ``died``.
+
 MOMENT: ``learning`` in the middle of optimiser step STEP, ``saving`` while checkpoint STEP is half written, ``deleting``
 when checkpoint STEP is written and the first file of an older one is gone, ``sampling`` and ``judging`` when round STEP has
-kept a first part of its answers, or of its judgements, and is about to keep the second.
+kept a first part of its answers, or of its judgements, and is about to keep the second; ``answering`` when it is about to
+sample for round STEP.
 """
 
 import os
 import shutil
 import signal
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from trimtab import cli
 from trimtab.online.kept import Kept
+from trimtab.online.rounds import Rounds
 from trimtab.update.trainer import Update
 
-moment, step = sys.argv[1], int(sys.argv[2])
+moment, (number, _, rank) = sys.argv[1], sys.argv[2].partition("@")
+step = int(number) if rank == os.environ.get("RANK", "") else -1
 
 
 def die(*_: Any, **__: Any) -> None:
+    Path("died").write_text(str(time.time()))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -37,6 +45,8 @@ match moment:
     case "sampling":
         here = lambda k: k.folder.name == f"{step:04d}" and k.drawn()  # noqa: E731
         Kept.add_drawn = before(Kept.add_drawn, here)
+    case "answering":
+        Rounds._answers = before(Rounds._answers, lambda r: r.current + 1 == step)
     case "judging":
         here = lambda k: k.folder.name == f"{step:04d}" and k.judged()  # noqa: E731
         Kept.add_judged = before(Kept.add_judged, here)

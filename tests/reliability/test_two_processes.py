@@ -1,91 +1,61 @@
-"""One process = two (gloo, through ``accelerate launch``): losses, metrics, weights and memory, for every method."""
+"""One process = two = four (gloo, launched as users do): losses, metrics, weights and memory, for every method."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.engine import worst
 from tests.reliability import every_method
+from tests.reliability.every_method import Found, assert_same_run, read
+from tests.reliability.launch import HERE, launch, run, with_torchrun
 from tests.tiny_folder import feedback_file, tiny_folder
 from trimtab.config import resolve
 from trimtab.run import train
 
-ROOT = Path(__file__).parents[2]
 # peft asks transformers by the old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def launch(processes: int, script: str, *words: str, cwd: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"]  # torchrun; --cpu would start one process
-    command += ["--num_machines", "1", "--machine_rank", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
-    ours = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(cwd / "hf"),
-        "TRIMTAB_HOME": str(cwd / "home"),
-    }
-    file = str(ROOT / "tests" / "reliability" / script)
-    started = subprocess.Popen(
-        [*command, file, *words], env={**os.environ, **ours}, cwd=cwd, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        _, told = started.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)  # the launcher and its workers: one of them waits for ever
-        raise
-    assert started.returncode == 0, told[-4000:]
-
-
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two")
     launch(2, "every_method.py", str(folder), cwd=folder)
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+    return read(folder, 2)
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return every_method.run(tmp_path_factory.mktemp("one"))
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+    folder = tmp_path_factory.mktemp("four")
+    code, told = run([*with_torchrun(4), str(HERE / "every_method.py"), str(folder), "few"], folder)
+    assert code == 0, told[-4000:]
+    return read(folder, 4)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return every_method.run(tmp_path_factory.mktemp("one"), every_method.cases())
+
+
+@pytest.fixture(scope="module")
+def one_few(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return every_method.run(tmp_path_factory.mktemp("few"), every_method.few())
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in every_method.cases()])
-def test_one_process_is_two(name: str, one: dict[str, dict[str, Any]], two: list[dict[str, dict[str, Any]]]) -> None:
-    alone = one[name]
-    assert alone["world"] == 1 and all(found[name]["world"] == 2 for found in two)
-    assert worst(two[0][name]["weights"], two[1][name]["weights"]) == 0  # both processes hold the same model
-    assert worst(two[0][name]["weights"], alone["weights"]) < 1e-9
-    for key, value in alone["memory"].items():
-        assert two[0][name]["memory"][key].item() == pytest.approx(value.item(), rel=1e-10)
-    logged = two[0][name]["logged"]
-    assert len(logged) == len(alone["logged"]) and [r["step"] for r in logged[:3]] == [1, 2, 3]
-    for ours, wanted in zip(logged, alone["logged"], strict=True):
-        single = {"train_loss"}  # the Trainer's own, added up in float32
-        assert ours.keys() == wanted.keys()
-        assert {k: v for k, v in ours.items() if k not in single} == pytest.approx(
-            {k: v for k, v in wanted.items() if k not in single}, rel=1e-9, abs=1e-10
-        )
-    assert any("eval/loss" in row for row in logged)
+def test_one_process_is_two(name: str, one: Found, two: list[Found]) -> None:
+    assert_same_run(one[name], [found[name] for found in two])
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in every_method.few()])
+def test_one_process_is_four(name: str, one_few: Found, four: list[Found]) -> None:
+    """The last batch has one row: three of the four processes have none."""
+    assert_same_run(one_few[name], [found[name] for found in four])
 
 
 OPTIONS = {

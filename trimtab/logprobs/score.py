@@ -57,8 +57,14 @@ def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
     plain = model.forward
     setattr(base, PRECISION, precision)
 
-    def forward(*args: Any, trimtab: Layout | None = None, extras: Extras | None = None, **kwargs: Any) -> Any:
-        return plain(*args, **kwargs) if trimtab is None else _completion_logps(base, trimtab, precision, extras)
+    def forward(
+        *args: Any, trimtab: Layout | None = None, extras: Extras | None = None, states: bool = False, **kwargs: Any
+    ) -> Any:
+        if trimtab is None:
+            return plain(*args, **kwargs)
+        if states:  # not the decoder by itself: under FSDP2 weights are there in the forward of the whole model only
+            return _hidden(getattr(base, base.base_model_prefix), trimtab, precision)
+        return _completion_logps(base, trimtab, precision, extras)
 
     model.forward = forward
     if mode != "padded":
@@ -141,7 +147,9 @@ def _completion_logps(base: Any, layout: Layout, precision: torch.dtype, extras:
         states = hidden.detach() if critic.trunk is None else _hidden(critic.trunk, layout, precision)
         return torch.cat([found, critic(states)[:, None].to(found.dtype)], 1)
     head, (scale, softcap) = base.get_output_embeddings(), _logit_shape(base.config)
-    if type(head) is nn.Linear:
+    if (
+        type(head).forward is nn.Linear.forward
+    ):  # FSDP2 makes subclasses that change nothing; others may compute otherwise
         return token_logps(hidden, head.weight, layout.target, bias=head.bias, scale=scale, softcap=softcap)
     # a head with an adapter or a trained copy (peft): rows at a time, recomputed in the backward
     return columns(hidden, layout.target, logits_of(base, precision), Extras(()))[:, 0]
@@ -228,8 +236,7 @@ class Scorer:
         base, layout = base_model(self.model), lay_out(examples, self.mode).to(self.device)
         precision = getattr(base, PRECISION)
         with evaluating(self.model):
-            decoder = getattr(base, base.base_model_prefix)
-            return Distribution(_hidden(decoder, layout, precision), logits_of(base, precision))
+            return Distribution(self.model(trimtab=layout, states=True), logits_of(base, precision))
 
     def score_all(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """The same for any number of examples, without a graph and with dropout off."""

@@ -10,19 +10,22 @@ are used as they are.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -31,15 +34,28 @@ from transformers.trainer_utils import TrainOutput
 from trimtab.errors import CheckFailed, CheckpointError, ModelError
 from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Extras, gumbel
-from trimtab.logprobs.reference import Cached, FrozenCopy, Reference, mismatch
+from trimtab.logprobs.layout import cost
+from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy, Reference, mismatch
 from trimtab.logprobs.score import Scorer, base_model, evaluating
 from trimtab.logprobs.scored import EXTRAS, Completions
+from trimtab.logprobs.sharded import is_sharded, load_whole, remember_structure, whole
 from trimtab.objectives.base import Objective
+from trimtab.processes import launched
 from trimtab.tokens.batch import Example
 from trimtab.update.measure import Tally, measure
 
 MEMORY_FILE, CRITIC_FILE, COMPLETE_FILE = "objective_memory.safetensors", "critic.safetensors", "complete.json"
 REFERENCE_FILE = "reference.safetensors"  # of one that moved
+
+
+class _NoRoom(Exception):
+    """A step did not fit into the memory of some rank; every rank raises it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory could not be had, of a GPU or of the machine."""
+    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) and "memory" in str(error)
+    return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 class Batches:
@@ -61,6 +77,23 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-self.n // self.batch_size)
+
+
+class _Whole:
+    """The batches; a round is made before the first one of an epoch, with the weights whole on every process."""
+
+    def __init__(self, trainer: Update) -> None:
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = iter(self.trainer.batches)
+        with whole(self.trainer.scorer.model) if self.trainer.rounds is not None else nullcontext():
+            first = next(batches)
+        yield first
+        yield from batches
+
+    def __len__(self) -> int:
+        return len(self.trainer.batches)
 
 
 class _SetEpoch(TrainerCallback):
@@ -120,6 +153,8 @@ class Update(Trainer):
         self.memory: Mapping[str, Tensor] = {}
         self.tally = Tally()
         self.tokens_seen = 0
+        self.halvings: list[dict[str, int]] = []  # of the token budget: step, from, to
+        self.tell: Callable[[str], None] = lambda text: None  # for the user
         self.current: list[Example] = []  # the batch of this step
         self.whole: Any = None  # its view, without log-probs
         # a NaN must be seen, not averaged away
@@ -138,7 +173,20 @@ class Update(Trainer):
     # --- data: every rank gets the whole batch, token ids cost nothing ------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.examples, batch_sampler=self.batches, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(self.examples, batch_sampler=_Whole(self), collate_fn=list)  # type: ignore[arg-type]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's. FSDP2 runs on a CPU, too, but accelerate would take it for DDP there without a word."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and launched() == "fsdp2":
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            state.fsdp_plugin, self.is_fsdp_enabled = FullyShardedDataParallelPlugin(), True
+
+    def _prepare_for_training(self, *args: Any, **more: Any) -> Any:
+        if self.is_fsdp_enabled and not is_sharded(self.model):
+            remember_structure(self.model)
+        return super()._prepare_for_training(*args, **more)
 
     @property
     def _world(self) -> tuple[int, int]:
@@ -173,18 +221,98 @@ class Update(Trainer):
         inputs: list[Example],
         num_items_in_batch: Tensor | int | None = None,  # type: ignore[override]
     ) -> Tensor:
+        """The gradient of one batch. Where memory does not suffice the token budget is halved, and the step made again."""
+        while True:
+            memory, tally, state = self.memory, dict(self.tally.sums), _rng_state()
+            try:
+                with self._unreduced(model):
+                    loss = self._step(model, inputs)
+                break
+            except _NoRoom as e:
+                told = str(e)
+            # nothing of the half-done step is kept: its frames, which held tensors, are gone with the exception
+            self.memory, self.tally.sums = memory, tally
+            _set_rng_state(state)
+            model.zero_grad()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._halve(inputs, told)
+        self._reduce(model)
+        self.tokens_seen += sum(e.tokens for e in inputs)
+        return loss
+
+    def _step(self, model: nn.Module, batch: list[Example]) -> Tensor:
         model.train()
-        batch, share = inputs, self.share(len(inputs))
+        share = self.share(len(batch))
         self.current = batch
         denominator = self.denominator(batch)
-        unmatched = self._mismatched(batch)
-        reference = self._reference_logps([batch[i] for i in share])
-        if self.beside is not None:
-            self._learn_beside(model)
+        asked = "mismatched" in self.objective.needs or isinstance(self.reference, AdapterOff)
+        with whole(self.scorer.model) if asked else nullcontext():
+            unmatched = self._mismatched(batch)
+            with self._agreed():
+                reference = self._reference_logps([batch[i] for i in share])
         learn = self._learn_together if self.objective.coupled or self.objective.has_memory() else self._learn_apart
-        loss = learn(model, batch, share, reference, unmatched, denominator)
-        self.tokens_seen += sum(e.tokens for e in batch)
-        return loss
+        with self._agreed():
+            if self.beside is not None:
+                self._learn_beside(model)
+            return learn(model, batch, share, reference, unmatched, denominator)
+
+    # --- out of memory ----------------------------------------------------------------------------------------------
+
+    @property
+    def _recovers(self) -> bool:
+        """Whether a process that ran out of memory can still meet the others: shards are in the middle of a collective call."""
+        return self.alone or self.accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+    @contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """Out of memory on one rank is out of memory on all of them, before the next collective call."""
+        if not self._recovers:
+            yield
+            return
+        told = ""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            told = str(e).splitlines()[0] if str(e) else type(e).__name__
+        found = [told] if self.alone else gather_object([told])
+        if worst := next((t for t in found if t), ""):
+            raise _NoRoom(worst)
+
+    def _unreduced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """DDP would reduce gradients in the last backward pass, before every rank is known to be through."""
+        return self.accelerator.no_sync(model) if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def _reduce(self, model: nn.Module) -> None:
+        """The mean of every gradient over ranks, as DDP takes it."""
+        if not isinstance(model, DistributedDataParallel):
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        for work in [torch.distributed.all_reduce(g, async_op=True) for g in gradients]:
+            work.wait()  # type: ignore[union-attr]
+        torch._foreach_div_(gradients, self._world[1])
+
+    def _halve(self, batch: list[Example], told: str) -> None:
+        """Half the tokens of the largest microbatch of this step on any rank, but no less than the longest example."""
+        world, used = self._world[1], 0
+        costs = [cost(e, self.scorer.mode, self.scorer.closed) for e in batch]
+        for r in range(world):
+            share = range(r, len(batch), world)
+            parts = self.scorer.microbatches([batch[i] for i in share])
+            used = max([used, *(sum(costs[share[j]] for j in part) for part in parts)])
+        if used <= max(costs):
+            raise torch.OutOfMemoryError(told)
+        halving = {"step": self.state.global_step + 1, "from": used, "to": max(used // 2, max(costs))}
+        self.halvings.append(halving)
+        for scorer in {id(s): s for s in (self.scorer, getattr(self.reference, "scorer", self.scorer))}.values():
+            scorer.budget = halving["to"]
+        self.tell(
+            f"step {halving['step']}: out of memory ({told}). token_budget is {halving['to']:,} from now on, and the step is "
+            "made again: no number depends on it"
+        )
 
     def denominator(self, batch: Sequence[Example]) -> float:
         """What the summed loss of the whole batch is divided by. Log-probs are NaN here: it must not depend on them."""
@@ -205,7 +333,7 @@ class Update(Trainer):
         """Rows do not depend on each other's policy log-probs: each microbatch is scored once and differentiated."""
         scale = self._world[1] / denominator
         total = torch.zeros((), device=self.args.device)
-        for part, context in self._parts(model, batch, share):
+        for part, context in self._parts(model, batch):
             with context:
                 examples = [batch[i] for i in part] or batch[:1]
                 scored = self._columns(examples, model)
@@ -232,19 +360,20 @@ class Update(Trainer):
     ) -> Tensor:
         """Rows depend on each other: score all without a graph, differentiate the loss by the log-probs, and push those
         gradients through each microbatch. Exact, for one more forward pass."""
-        parts = self._parts(model, batch, share)
+        parts = self._parts(model, batch)
         states: list[Any] = []
         mine: dict[int, tuple[Tensor, Tensor | None]] = {}
-        for part, _ in parts:
-            states.append(_rng_state())
-            if not part:
-                continue
-            examples = [batch[i] for i in part]
-            with torch.no_grad():
-                rows = self._columns(examples, self.scorer.model).split(_token_counts(examples))
-            for i, row in zip(part, rows, strict=True):
-                ref = reference[share.index(i)]
-                mine[i] = (row.cpu(), None if ref is None else ref.cpu())
+        with whole(self.scorer.model), self._agreed():
+            for part, _ in parts:
+                states.append(_rng_state())
+                if not part:
+                    continue
+                examples = [batch[i] for i in part]
+                with torch.no_grad():
+                    rows = self._columns(examples, self.scorer.model).split(_token_counts(examples))
+                for i, row in zip(part, rows, strict=True):
+                    ref = reference[share.index(i)]
+                    mine[i] = (row.cpu(), None if ref is None else ref.cpu())
         scored = self.gathered(mine, len(batch))
         leaf = torch.cat([a for a, _ in scored]).to(self.args.device).requires_grad_()
         refs = torch.cat([b for _, b in scored]).to(leaf.device) if scored[0][1] is not None else None
@@ -270,14 +399,16 @@ class Update(Trainer):
     def _learn_beside(self, model: nn.Module) -> None:
         """The gradient of the text beside; that of the batch, which comes after it, is reduced over ranks with it."""
         batch = self.beside.batch(self.state.global_step)
-        share, tokens = self.share(len(batch)), sum(_token_counts(batch))
-        for part in self.scorer.microbatches([batch[i] for i in share]):
-            with self.accelerator.no_sync(model) if self._world[1] > 1 else nullcontext():
-                examples = [batch[share[j]] for j in part]
+        tokens = sum(_token_counts(batch))
+        for part in self._cut(batch):
+            with self._alone(model):
+                examples = [batch[i] for i in part] or batch[:1]
                 y = self._completions(self._columns(examples, model), examples, None)
                 self._refuse_nonfinite(y.logp, examples)
-                self.accelerator.backward(-y.logp.sum() * self.beside.weight * self._world[1] / tokens)
-            self.tally.add_ratio("ptx/nll", -y.logp.detach(), y.length)
+                weight = self.beside.weight * self._world[1] / tokens if part else 0.0
+                self.accelerator.backward(-y.logp.sum() * weight)
+            if part:
+                self.tally.add_ratio("ptx/nll", -y.logp.detach(), y.length)
 
     def _columns(self, examples: Sequence[Example], model: nn.Module, step: int | None = None) -> Tensor:
         """[N, 1 + extras] of one microbatch: log-probs first, then what else the objective declared."""
@@ -304,13 +435,28 @@ class Update(Trainer):
         # the Trainer adds losses up in float32; the one that is logged is ours
         self.tally.add_ratio("loss", losses.detach(), self.objective.size(view))
 
-    def _parts(
-        self, model: nn.Module, batch: list[Example], share: list[int]
-    ) -> list[tuple[list[int], AbstractContextManager[Any]]]:
+    def _parts(self, model: nn.Module, batch: list[Example]) -> list[tuple[list[int], AbstractContextManager[Any]]]:
         """Microbatches of this rank's share (indices into the batch); only the last one reduces gradients over ranks."""
-        parts = [[share[j] for j in part] for part in self.scorer.microbatches([batch[i] for i in share])] or [[]]
-        wait = [self.accelerator.no_sync(model) if self._world[1] > 1 else nullcontext() for _ in parts[1:]]
+        parts = self._cut(batch)
+        wait = [self._alone(model) for _ in parts[1:]]
         return list(zip(parts, [*wait, nullcontext()], strict=True))
+
+    def _cut(self, batch: list[Example]) -> list[list[int]]:
+        """This rank's microbatches; an empty one where it has no row but must take part in what the others do."""
+        rank, world = self._world
+        each = []
+        for r in range(world):
+            share = range(r, len(batch), world)
+            each.append([[share[j] for j in part] for part in self.scorer.microbatches([batch[i] for i in share])])
+        mine = each[rank] or [[]]
+        if is_sharded(self.scorer.model):  # every forward and backward is a collective call
+            mine += [[] for _ in range(max(map(len, each)) - len(mine))]
+        return mine
+
+    def _alone(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Gradients are not reduced over ranks yet; those of shards always are: they would be as large as the model."""
+        reduced = self.alone or is_sharded(self.scorer.model)
+        return nullcontext() if reduced else self.accelerator.no_sync(model)
 
     def _view(
         self, y: Completions, examples: Sequence[Example], unmatched: Completions | None, learning: bool = True
@@ -343,8 +489,9 @@ class Update(Trainer):
         pairs = mismatch(batch, self.context)
         share = self.share(len(pairs))
         mine = [pairs[i] for i in share]
-        policy = self.scorer.score_all(mine)[0].split(_token_counts(mine))
-        refs = self._reference_logps(mine)
+        with self._agreed():
+            policy = self.scorer.score_all(mine)[0].split(_token_counts(mine))
+            refs = self._reference_logps(mine)
         scored = self.gathered({i: (a.cpu(), b) for i, a, b in zip(share, policy, refs, strict=False)}, len(pairs))
         return self._unmatched(pairs, [a for a, _ in scored], [b for _, b in scored])
 
@@ -389,9 +536,10 @@ class Update(Trainer):
         size = self.batches.batch_size
         starts = list(range(0, len(examples), size))
         mine: dict[int, list[dict[str, tuple[float, float]]]] = {}
-        for k in self.share(len(starts)):
-            batch = examples[starts[k] : starts[k] + size]
-            mine[k] = self._rows_of(batch)
+        with whole(self.scorer.model):
+            for k in self.share(len(starts)):
+                batch = examples[starts[k] : starts[k] + size]
+                mine[k] = self._rows_of(batch)
         return [row for rows in self.gathered(mine, len(starts)) for row in rows]
 
     def scored(self, batch: Sequence[Example]) -> Completions:
@@ -448,10 +596,12 @@ class Update(Trainer):
             # peft says that it saves a vocabulary that has grown, which is right
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
+
+    def _save_ours(self, folder: Path) -> None:
+        """What the Trainer knows nothing of."""
         critic = critic_of(base_model(self.model))
         if critic is not None:  # peft would leave it out
-            save_file({k: v.contiguous().cpu() for k, v in critic.state_dict().items()}, folder / CRITIC_FILE)
+            save_file({k: v.detach().contiguous().cpu() for k, v in critic.named_parameters()}, folder / CRITIC_FILE)
         if isinstance(self.reference, FrozenCopy) and self.reference.moved:
             save_file({k: v.contiguous().cpu() for k, v in self.reference.weights().items()}, folder / REFERENCE_FILE)
         if self.memory:
@@ -462,11 +612,15 @@ class Update(Trainer):
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = keep
+        folder = Path(self.args.output_dir)
+        here = folder / f"checkpoint-{self.state.global_step}"
+        with whole(self.scorer.model):
+            if self.args.should_save:
+                self._save_ours(here)
         self.accelerator.wait_for_everyone()  # every process has written its random state
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
             done = {"step": self.state.global_step, "tokens_seen": self.tokens_seen}
-            (folder / f"checkpoint-{self.state.global_step}" / COMPLETE_FILE).write_text(json.dumps(done))
+            (here / COMPLETE_FILE).write_text(json.dumps(done))
             for old in checkpoints(folder)[: -keep if keep else 0]:
                 (old / COMPLETE_FILE).unlink(missing_ok=True)
                 shutil.rmtree(old)
@@ -489,7 +643,7 @@ class Update(Trainer):
         self.tokens_seen = json.loads((folder / COMPLETE_FILE).read_text())["tokens_seen"]
         critic = critic_of(base_model(self.model))
         if critic is not None:
-            critic.load_state_dict(load_file(folder / CRITIC_FILE))
+            load_whole(critic, load_file(folder / CRITIC_FILE))
         if (folder / REFERENCE_FILE).exists() and isinstance(self.reference, FrozenCopy):
             kept, self.reference.moved = load_file(folder / REFERENCE_FILE), True
             for name, weight in self.reference.weights().items():

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.logprobs.score import base_model, reward_head, uninstalled
+from trimtab.logprobs.sharded import is_sharded, whole
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -41,18 +42,23 @@ def with_adapter(model: nn.Module, rank: int, alpha: int, targets: str, new_toke
     return adapted
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
+def save_weights(model: nn.Module, folder: Path, write: bool = True) -> None:
     """Write full weights that plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads (a reward model:
-    ``AutoModelForSequenceClassification``); an adapter is merged into them, and kept beside them in ``folder/adapter``."""
-    with uninstalled(model):
-        whole: Any = copy.deepcopy(model) if hasattr(model, "merge_and_unload") else model
-        if whole is not model:
+    ``AutoModelForSequenceClassification``); an adapter is merged into them, and kept beside them in ``folder/adapter``.
+
+    ``write``: False on the other processes of a run; those of a sharded model must call this, and give their shards."""
+    adapted = hasattr(model, "merge_and_unload")
+    with uninstalled(model), whole(model):
+        if not write:
+            return
+        saved: Any = copy.deepcopy(model) if adapted or is_sharded(model) else model
+        if adapted:
             # the embedding of a new padding token is 0 and stays so: the adapter goes on the model without it
             # (that of trained control tokens is saved, grown as it is)
-            grown = getattr(whole.active_peft_config, "trainable_token_indices", None) is not None
+            grown = getattr(saved.active_peft_config, "trainable_token_indices", None) is not None
             more = {"save_embedding_layers": grown} if grown or reward_head(model) is not None else {}
-            whole.save_pretrained(folder / "adapter", **more)
-            whole = whole.merge_and_unload()
-        whole.save_pretrained(folder)
-        if reward_head(whole) is not None:  # it generates nothing, but what ends an answer must be known to score one
-            base_model(whole).generation_config.save_pretrained(folder)
+            saved.save_pretrained(folder / "adapter", **more)
+            saved = saved.merge_and_unload()
+        saved.save_pretrained(folder)
+        if reward_head(saved) is not None:  # it generates nothing, but what ends an answer must be known to score one
+            base_model(saved).generation_config.save_pretrained(folder)
