@@ -37,8 +37,8 @@ def as_csv(path, delimiter=","):
         ("crlf.jsonl", LINES.replace("\n", "\r\n").encode()),
         ("list.json", json.dumps(ROWS, indent=1).encode()),
         ("data.json", json.dumps({"data": ROWS, "version": 1}).encode()),
-        ("x.jsonl.gz", gzip.compress(LINES.encode())),
-        ("x.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("x.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("x.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
     ],
 )
 def test_json_in_all_its_wrappings(tmp_path, name, content):
@@ -94,7 +94,7 @@ def test_blank_lines_are_skipped_and_noted(tmp_path):
         ("x.jsonl", b'{"prompt": "p"}\n{"prompt": "\xff"}', "x.jsonl line 2: byte 0xff is not UTF-8"),
         ("x.jsonl", "{}".encode("utf-16"), "x.jsonl is UTF-16 text: save it as UTF-8"),
         ("x.bin", b"\x7fELF\0\0\0", "x.bin is a binary file. Known: jsonl, json, csv, tsv"),
-        ("x.jsonl.gz", gzip.compress(b'{"a": 1}')[:-9], "x.jsonl.gz is a damaged gzip file"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}', mtime=0)[:-9], "x.jsonl.gz is a damaged gzip file"),
         ("x.parquet", b"PAR1 and no more", "x.parquet is a damaged parquet file"),
         ("x.csv", b"a,b\n1,2\n1\n", "x.csv line 3: 1 fields, but the header has 2"),
         ("x.csv", b'a,b\n1,"2\n', "x.csv line 2: not valid csv"),
