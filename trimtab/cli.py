@@ -603,6 +603,47 @@ def report(folder: Path) -> None:
 
 
 @app.command(cls=Flags, context_settings=EXTRA)
+def plan(
+    ctx: typer.Context,
+    data: str = typer.Argument("", help="feedback file; without one, state lengths"),
+    config: str = typer.Option(None, "--config", help="as for train"),
+    device: str = typer.Option(None, help="a GPU instead of this machine, such as h100-80"),
+    memory_gb: float = typer.Option(None, "--memory_gb", "--memory-gb", min=0.01, help="memory that there is"),
+    tflops: float = typer.Option(None, min=0.001, help="its rate of matrix products, with memory_gb"),
+    prompt_tokens: int = typer.Option(256, "--prompt_tokens", "--prompt-tokens", min=1, help="without a file"),
+    completion_tokens: int = typer.Option(
+        128, "--completion_tokens", "--completion-tokens", min=1, help="without a file"
+    ),
+    completions: int = typer.Option(4, min=2, help="answers to a prompt of a ranking, without a file"),
+    rows: int = typer.Option(1000, min=1, help="examples, without a file"),
+) -> None:
+    """Say what memory and time a run would need, before any weight is loaded, and which setting fits.
+
+    Takes every option of train. The model needs no weights: a folder with config.json is enough where no file is given.
+
+    Example: `trimtab plan prefs.jsonl --method dpo --model smollm2 --device l4-24`
+    """
+    from trimtab.config import resolve
+    from trimtab.planner import Stated, place, tell
+
+    flags = parse_flags(ctx.args)
+    lengths = None
+    if data:
+        flags["data"] = data
+    if "data" not in flags and not config:
+        lengths, flags["data"] = Stated(prompt_tokens, completion_tokens, completions, rows), "stated lengths"
+    else:
+        _refuse_given(ctx, ("prompt_tokens", "completion_tokens", "completions", "rows"), "the file has its own")
+    tell(resolve(flags, config), lengths, place(device, memory_gb, tflops), console)
+
+
+def _refuse_given(ctx: typer.Context, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT":
+            raise ConfigError(f'The option "{name}" has no effect here: {why}. Remove it.')
+
+
+@app.command(cls=Flags, context_settings=EXTRA)
 def doctor(
     ctx: typer.Context, data: str = typer.Argument("", help="feedback file to try (default: the demo's)")
 ) -> None:

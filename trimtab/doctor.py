@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def examine(flags: dict[str, Any], console: Console) -> None:
     """Run every stage on a few rows with one optimiser step, in a folder that is thrown away, and print the figures."""
     console.print("  ".join(f"{k} {v}" for k, v in run.versions().items()))
     console.print("  ".join(f"{k} {v}" for k, v in run.machine().items()), markup=False)
-    console.print(f"matrix products: {_rate(torch.float32):.2f} TFLOP/s float32, {_rate(torch.bfloat16):.2f} bfloat16")
+    console.print(
+        f"matrix products: {rate(torch.float32) / 1e12:.2f} TFLOP/s float32, {rate(torch.bfloat16) / 1e12:.2f} bfloat16"
+    )
     for name in flags.keys() & {"output", "resume", "save_every"}:
         raise ConfigError(
             f'The option "{name}" has no effect on `trimtab doctor`: its run folder is thrown away. Remove it.'
@@ -38,15 +41,27 @@ def examine(flags: dict[str, Any], console: Console) -> None:
         console.print(f"one optimiser step ran; {time.perf_counter() - started:.0f} s in all, peak memory {peak} GB")
 
 
-def _rate(dtype: torch.dtype, n: int = 1024, repeats: int = 8) -> float:
+def rate(dtype: torch.dtype, rows: int = 1024, inner: int = 1024, columns: int = 1024, repeats: int = 8) -> float:
+    """Floating-point operations per second of [rows, inner] @ [inner, columns] here, the best of ``repeats``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-    best = float("inf")
+    a, b = (torch.randn(n, m, device=device).to(dtype) for n, m in ((rows, inner), (inner, columns)))
+    return 2 * rows * inner * columns / _best(lambda: a @ b, repeats)
+
+
+def bandwidth(size: int = 1 << 28, repeats: int = 4) -> float:
+    """Bytes per second that are read and written here when float32 numbers are scaled."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.ones(size // 4, device=device)
+    return 2 * size / _best(lambda: a.mul_(1.0), repeats)
+
+
+def _best(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of several times."""
+    found = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        c = a @ b
-        if device == "cuda":
+        work()
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    del c
-    return float(2 * n**3 / best / 1e12)
+        found = min(found, time.perf_counter() - start)
+    return found

@@ -108,7 +108,8 @@ def train(
                 raise ModelError(
                     f"out of memory ({(str(e) or type(e).__name__).splitlines()[0]}). Lower token_budget (now "
                     f"{run.card.get('engine', {}).get('token_budget', config.token_budget)}; no number depends on it), or pass "
-                    "gradient_checkpointing: true, finetune: lora, or a smaller max_length."
+                    "gradient_checkpointing: true, finetune: lora, or a smaller max_length. `trimtab plan` with the same "
+                    "options says what fits."
                 ) from e
             raise
     return run.folder

@@ -215,7 +215,7 @@ def test_the_run_tells_and_records_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert engine_card["token_budget"] == trainers[0].halvings[-1]["to"]
     assert f"step 1: out of memory ({CPU}). token_budget is" in said.export_text()
     limit[0] = 10
-    with pytest.raises(ModelError, match="or a smaller max_length"):
+    with pytest.raises(ModelError, match="`trimtab plan` with the same options says what fits"):
         run.train(resolve({**flags, "output": str(tmp_path / "other")}))
     assert json.loads((tmp_path / "other" / "run.json").read_text())["engine"]["out_of_memory"]
 
