@@ -107,3 +107,13 @@ def test_no_more_than_a_block_of_logits_is_ever_held(dtype: torch.dtype, block: 
     with _Largest() as seen:
         token_logps(leaves[0], leaves[1], target).sum().backward()
     assert seen.size <= max(block, 160 * 6) < 64 * 160  # the head itself is 160 * 6
+
+
+@pytest.mark.parametrize("kept", [0, chunk.KEPT])
+def test_a_second_backward_gives_the_same(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities that were kept are overwritten by the first."""
+    monkeypatch.setattr(chunk, "KEPT", kept)
+    leaves, target, incoming = case(ROWS, 7, torch.float64)
+    found = token_logps(leaves[0], leaves[1], target, bias=leaves[2])
+    twice = [torch.autograd.grad(found, leaves, incoming.double(), retain_graph=True) for _ in range(2)]
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(*twice, strict=True))

@@ -14,6 +14,7 @@ from torch import Tensor
 # Blocks that paid on CPU (docs/decisions.md): float32 in a few row chunks over the whole vocabulary; bfloat16 in
 # vocabulary blocks with a running log-sum-exp, because converting a whole row of logits to float32 misses the caches.
 ROWS_FLOAT32, ROWS_BFLOAT16, VOCAB_BFLOAT16 = 512, 4096, 4096
+KEPT = 2**25  # probabilities that are kept for the backward where one block holds all of them: a product less
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -27,11 +28,16 @@ class _TokenLogps(torch.autograd.Function):
         n = len(hidden)
         lse = torch.full((n,), -torch.inf, dtype=logits_of.accumulate, device=hidden.device)
         picked = torch.zeros_like(lse)
-        for rows, vocab in logits_of.blocks():
+        blocks = logits_of.blocks()
+        for rows, vocab in blocks:
             logits, _ = logits_of(rows, vocab)
-            lse[rows] = torch.logaddexp(lse[rows], logits.logsumexp(-1))
             here, index = _inside(target[rows], vocab)
             picked[rows] += torch.where(here, logits.gather(1, index[:, None])[:, 0], 0)
+            top = logits.amax(-1).clamp_(min=torch.finfo(lse.dtype).min)  # where all are -inf
+            logits.sub_(top[:, None]).exp_()
+            lse[rows] = torch.logaddexp(lse[rows], top + logits.sum(-1).log())
+        keep = any(ctx.needs_input_grad) and len(blocks) == 1 and logits.numel() <= KEPT and not softcap
+        ctx.kept = logits.mul_((top - lse).exp_()[:, None]) if keep else None  # softmax, in place
         ctx.save_for_backward(hidden, weight, bias, target, lse)
         ctx.scale, ctx.softcap = scale, softcap
         return picked - lse
@@ -40,25 +46,45 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, lse = ctx.saved_tensors
         logits_of = _Blocks(hidden, weight, bias, ctx.scale, ctx.softcap)
+        kept, ctx.kept = ctx.kept, None  # it is overwritten here: a second backward computes it again
         grad = grads[0].to(logits_of.accumulate)
-        grad_hidden = torch.zeros(hidden.shape, dtype=logits_of.accumulate, device=hidden.device)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_hidden = torch.empty(hidden.shape, dtype=logits_of.accumulate, device=hidden.device)
+        # not zeroed: the first rows write, the others add
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for rows, vocab in logits_of.blocks():
-            logits, slope = logits_of(rows, vocab)
+            if kept is not None:
+                delta, slope = kept, None
+            else:
+                delta, slope = logits_of(rows, vocab)
+                delta.sub_(lse[rows, None]).exp_()
             # d logp / d logits = onehot - softmax, times the incoming gradient
-            delta = (logits - lse[rows, None]).exp_().mul_(-grad[rows, None])
+            delta.mul_(-grad[rows, None])
             here, index = _inside(target[rows], vocab)
             delta.scatter_add_(1, index[:, None], (grad[rows] * here)[:, None])
             if slope is not None:
-                delta = delta * slope
+                delta.mul_(slope)
             if grad_bias is not None:
                 grad_bias[vocab] += delta.sum(0).to(grad_bias.dtype)
-            delta = delta.mul_(ctx.scale).to(logits_of.compute)
-            grad_hidden[rows] += delta @ logits_of.weight[vocab]
+            if ctx.scale != 1.0:
+                delta.mul_(ctx.scale)
+            delta = delta.to(logits_of.compute)
+            _product(grad_hidden[rows], delta, logits_of.weight(vocab), first=vocab.start == 0)
             if grad_weight is not None:
-                grad_weight[vocab] += (delta.T @ logits_of.hidden[rows]).to(grad_weight.dtype)
+                _product(grad_weight[vocab], delta.T, hidden[rows], first=rows.start == 0)
+        if not len(hidden) and grad_weight is not None:
+            grad_weight.zero_()
         return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+
+
+def _product(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """into = a @ b, or += where it is not the first."""
+    if into.dtype == a.dtype:
+        torch.addmm(into, a, b, beta=0 if first else 1, out=into)
+    elif first:
+        into.copy_(a @ b)
+    else:
+        into.add_(a @ b)
 
 
 class _Blocks:
@@ -68,27 +94,31 @@ class _Blocks:
         # ``hidden`` arrives in the compute precision; the weight follows it, so that both products run there
         self.compute = hidden.dtype
         self.accumulate = torch.float64 if self.compute == torch.float64 else torch.float32
-        self.hidden, self.weight, self.bias = hidden, weight.to(self.compute), bias
+        self.hidden, self.master, self.bias = hidden, weight, bias
         self.scale, self.softcap = scale, softcap
         low = self.compute in (torch.bfloat16, torch.float16)
         self.rows = ROWS_BFLOAT16 if low else ROWS_FLOAT32
         self.vocab = VOCAB_BFLOAT16 if low else len(weight)
 
     def blocks(self) -> list[tuple[slice, slice]]:
-        n, v = len(self.hidden), len(self.weight)
+        n, v = len(self.hidden), len(self.master)
         rows = [slice(a, min(a + self.rows, n)) for a in range(0, n, self.rows)]
         return [(r, slice(b, min(b + self.vocab, v))) for r in rows for b in range(0, v, self.vocab)]
 
+    def weight(self, vocab: slice) -> Tensor:
+        """These rows of the head, in the compute precision: a whole copy would be new memory in every pass."""
+        return self.master[vocab].to(self.compute)
+
     def __call__(self, rows: slice, vocab: slice) -> tuple[Tensor, Tensor | None]:
-        """The block of logits, and d softcap / d logits where there is a soft-cap."""
-        logits = (self.hidden[rows] @ self.weight[vocab].T).to(self.accumulate)
+        """A block of logits that the caller may overwrite, and d softcap / d logits where there is a soft-cap."""
+        logits = (self.hidden[rows] @ self.weight(vocab).T).to(self.accumulate)
         if self.scale != 1.0:
-            logits = logits * self.scale
+            logits.mul_(self.scale)
         if self.bias is not None:
-            logits = logits + self.bias[vocab].to(self.accumulate)
+            logits.add_(self.bias[vocab])
         if not self.softcap:
             return logits, None
-        bent = torch.tanh(logits / self.softcap)
+        bent = logits.div_(self.softcap).tanh_()
         return self.softcap * bent, 1 - bent**2
 
 

@@ -21,6 +21,7 @@ from trimtab.logprobs.critic import NAME as CRITIC
 from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
 from trimtab.logprobs.layout import Layout, Mode, cost, lay_out
+from trimtab.logprobs.pages import keep_pages
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
 
@@ -54,6 +55,7 @@ def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
     """Teach ``model.forward`` the keyword ``trimtab`` and, where the layout needs it, set our attention function."""
     base = base_model(model)
     uninstall(model)
+    keep_pages()
     plain = model.forward
     setattr(base, PRECISION, precision)
 
