@@ -58,6 +58,8 @@ def trl_trainer(
     seed: int = 0,
     ref_model: torch.nn.Module | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    peft_config: Any = None,
+    use_cpu: bool = True,
     **options: Any,
 ) -> Any:
     """TRL's trainer on the examples' own token ids, in the order given, with its defaults but ``options``.
@@ -87,7 +89,7 @@ def trl_trainer(
         learning_rate=LEARNING_RATE,
         train_sampling_strategy="sequential",
         seed=seed,
-        use_cpu=True,
+        use_cpu=use_cpu,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
@@ -97,6 +99,7 @@ def trl_trainer(
     trainer = Tokenised(
         model=model,
         ref_model=ref_model,
+        peft_config=peft_config,
         args=args,
         train_dataset=Dataset.from_list(pair_rows(examples) if method == "dpo" else thumb_rows(examples, size)),
         processing_class=load_tokenizer(MODEL),

@@ -134,6 +134,8 @@ class StepClock(TrainerCallback):
         self.losses: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(Time.now())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -168,7 +170,7 @@ def trimtab_trainer(
 ) -> Update:
     """trimtab's own Update trainer as ``trimtab.run`` builds it, on the examples in the order given. No reference yet."""
     no_dropout(model)
-    precision = resolve_precision(config.precision)
+    precision = resolve_precision(config.precision, config.weights)
     short = sorted(examples, key=lambda e: e.tokens)[:4]
     # not timed; cut, because the plain forward pass of a whole long row would be the peak of the memory
     pieces = [dataclasses.replace(e, prompt=e.prompt[-64:], completions=tuple(c[:16] for c in e.completions)) for e in short]  # fmt: skip  # noqa: E501

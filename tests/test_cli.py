@@ -36,6 +36,7 @@ from trimtab.tokens.template import Template
 
 COMMANDS = (
     "train",
+    "plan",
     "data check",
     "data show",
     "data convert",

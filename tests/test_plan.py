@@ -83,6 +83,8 @@ CASES: list[dict[str, Any]] = [
     {"method": "dpo", "layout": "padded"},
     {"method": "dpo", "precision": "float64"},
     {"method": "dpo", "finetune": "lora", "precision": "bfloat16"},
+    {"method": "dpo", "weights": "bfloat16", "precision": "bfloat16"},
+    {"method": "dpo", "finetune": "lora", "weights": "bfloat16", "precision": "bfloat16"},
     {"method": "dpo", "reference": "copy", "token_budget": 150},
     {"method": "dpo", "gradient_checkpointing": True},
     {"method": "kto", "precision": "bfloat16"},
@@ -99,10 +101,11 @@ CASES: list[dict[str, Any]] = [
 def test_a_step_takes_what_torch_then_allocates(case: dict[str, Any], tmp_path: Path) -> None:
     """The same step with real weights: every byte that the allocator gave out."""
     asked = config(**case)
-    objective, precision = asked.objective(), resolve_precision(asked.precision)
+    objective, precision = asked.objective(), resolve_precision(asked.precision, asked.weights)
+    held = torch.float64 if precision == torch.float64 else getattr(torch, asked.weights)
     examples = STATED.examples(objective)
     found = Planner(asked, examples, objective, ROOMY).forecast(asked)
-    model = planner._with_adapter(planner._made(planner.sizes_of("./tiny"), objective, precision), asked, objective)
+    model = planner._with_adapter(planner._made(planner.sizes_of("./tiny"), objective, held), asked, objective)
     install(model, precision, found.mode)
     scorer = Scorer(model, found.mode, asked.token_budget)
     trainer = planner._trainer(asked, objective, scorer, examples, str(tmp_path / "run"))
@@ -123,7 +126,7 @@ def test_a_step_takes_what_torch_then_allocates(case: dict[str, Any], tmp_path: 
         before = weights + found.reference + state
         if later:
             planner._gradients(trained)
-            before += sum(p.numel() * p.element_size() for p in trained)
+            before += sum(p.grad.numel() * p.grad.element_size() for p in trained)
         peaks.append(before + allocated(lambda part=part: trainer.training_step(model, part)))  # type: ignore[misc]
     # where nothing is padded transformers leaves the mask out, which takes contents to know
     assert 0.98 <= found.step / max(peaks) <= (1.1 if case.get("layout") == "padded" else 1.02)
@@ -173,7 +176,7 @@ def test_a_real_step_after_a_hollow_one_is_right() -> None:
 
     def scored() -> torch.Tensor:
         torch.manual_seed(0)
-        model = planner._made(planner.sizes_of("./tiny"), asked.objective(), torch.bfloat16)
+        model = planner._made(planner.sizes_of("./tiny"), asked.objective(), torch.float32)
         install(model, torch.bfloat16, "packed")
         return Scorer(model, "packed", 2048).score(examples)[0].detach()
 

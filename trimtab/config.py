@@ -101,6 +101,9 @@ class RunConfig(BaseModel):
     optimizer: str = Field("adamw_torch_fused", description=f"one of {', '.join(OPTIMIZERS)}")
 
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field("auto", description="of matrix products")
+    weights: Literal["float32", "bfloat16", "nf4"] = Field(
+        "float32", description="type in which the model's weights are held; nf4 (bitsandbytes) with lora only"
+    )
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
         "auto", description="how completions lie in the input"
     )
@@ -441,6 +444,7 @@ def _refuse(config: RunConfig, given: set[str]) -> None:
         )
     _refuse_choice(config)
     _refuse_sampler(config)
+    _refuse_weights(config)
     if config.test_judge is not None and config.test_judge == config.judge:
         raise ConfigError(f"test_judge is {config.judge}, too: it is fooled by what fools judge. Name another one.")
     if config.test_judge is not None and config.samples < 2:
@@ -505,6 +509,27 @@ def _refuse_choice(config: RunConfig) -> None:
     if config.partner_mix is not None:
         raise ConfigError(
             "keep_answers chooses among answers of the policy, and with partner_mix one comes from elsewhere. Remove one of them."
+        )
+
+
+def _refuse_weights(config: RunConfig) -> None:
+    held = config.weights
+    if held == "float32":
+        return
+    if config.precision not in ("auto", "bfloat16"):
+        raise ConfigError(
+            f"weights: {held} has no more than bfloat16 to multiply, and precision is {config.precision}. Remove one of them."
+        )
+    if held == "nf4" and config.finetune == "full":
+        raise ConfigError("weights: nf4 cannot learn, only an adapter on them can. Use finetune: lora.")
+    if held == "nf4" and "score" in config.objective().needs:
+        raise ConfigError("weights: nf4 is for language models; a reward model is trained on weights: bfloat16.")
+    if held == "nf4" and find_spec("bitsandbytes") is None:
+        raise ConfigError("weights: nf4 needs a package that is not installed: pip install bitsandbytes.")
+    if config.finetune == "full" and not config.optimizer.startswith("adamw_torch"):
+        raise ConfigError(
+            f"weights: bfloat16 learns through a float32 copy that AdamW keeps, and optimizer is {config.optimizer}. Use "
+            "adamw_torch_fused or adamw_torch, or finetune: lora."
         )
 
 

@@ -3,7 +3,7 @@
 Memory. The model's configuration gives a hollow model (:mod:`trimtab.dry`), and the engine's own code runs on it: the check of
 the layout, the heaviest pass of the run, the samples. A ledger counts, byte by byte, what torch would hold:
 
-    weights      in float32 (float64 in that precision), those of an adapter included
+    weights      in the type that they are held in, those of an adapter included
     reference    the weights of a frozen copy
     optimiser    the state that it keeps for what is trained: two moments for AdamW
     pass         the most that is alive beside these: activations kept for the backward pass of every token of the microbatch in
@@ -259,9 +259,9 @@ def _few_layers(sizes: Any, n: int) -> Any:
     return sizes
 
 
-def _made(sizes: Any, objective: Objective, precision: torch.dtype) -> nn.Module:
+def _made(sizes: Any, objective: Objective, dtype: torch.dtype) -> nn.Module:
     """A model with random (or hollow) weights of these sizes, as a run would load it."""
-    dtype, sizes = torch.float64 if precision == torch.float64 else torch.float32, copy.deepcopy(sizes)
+    sizes = copy.deepcopy(sizes)
     model: nn.Module
     if "score" in objective.needs:
         sizes.num_labels = 1
@@ -309,7 +309,7 @@ def _trainer(config: RunConfig, objective: Objective, scorer: Scorer, examples: 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> None:
     for p in parameters:
-        p.grad = torch.zeros_like(p)
+        p.grad = torch.zeros_like(p, dtype=p.grad_dtype or p.dtype)
 
 
 def _optimise(trainer: Update) -> None:
@@ -362,9 +362,10 @@ class Planner:
     def __init__(self, config: RunConfig, examples: Sequence[Example], objective: Objective, device: Device) -> None:
         self.examples, self.objective, self.device = list(examples), objective, device
         self.sizes = sizes_of(config.model)
-        self.precision = resolve_precision(config.precision)
+        self.precision = resolve_precision(config.precision, config.weights)
         if device.flops and config.precision == "auto":
             self.precision = torch.bfloat16  # every stated GPU multiplies it
+        self.held = torch.float64 if self.precision == torch.float64 else getattr(torch, config.weights)
         self.process = 0.0 if device.cuda else _process()
         self.check, self.mode = self._check(config)
 
@@ -372,7 +373,7 @@ class Planner:
         """(peak of the comparison at the start of a run, the layout)."""
         hollow = Hollow(self.device.cuda)
         with hollow.on() as ledger:
-            model = _made(self.sizes, self.objective, self.precision)
+            model = _made(self.sizes, self.objective, self.held)
             choice = choose_layout(model, shortest(self.examples), config.layout)
         return ledger.peak, choice.mode
 
@@ -382,7 +383,7 @@ class Planner:
         ledger = hollow.ledger
         with tempfile.TemporaryDirectory() as tmp:
             with hollow.on():
-                model = _with_adapter(_made(self.sizes, objective, self.precision), config, objective)
+                model = _with_adapter(_made(self.sizes, objective, self.held), config, objective)
                 install(model, self.precision, self.mode)
                 weights = ledger.live
                 scorer = HollowScorer(model, self.mode, config.token_budget, hollow)
@@ -473,7 +474,7 @@ class Planner:
         hollow = Hollow()
         layers = self.sizes.get_text_config().num_hidden_layers
         with hollow.on() as ledger:
-            _made(_few_layers(self.sizes, min(MORE, layers)), self.objective, self.precision)
+            _made(_few_layers(self.sizes, min(MORE, layers)), self.objective, self.held)
         needed = 4 * ledger.live + (found.step - found.weights - found.reference - found.optimiser)
         return needed < 0.8 * (_free_memory() - _process())
 
@@ -482,7 +483,7 @@ class Planner:
         config, batch = found.config, found.steps.typical
         place = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.random.fork_rng(), tempfile.TemporaryDirectory() as tmp:
-            made = _made(sizes, self.objective, self.precision).to(place)
+            made = _made(sizes, self.objective, self.held).to(place)
             model = _with_adapter(made, config, self.objective)
             install(model, self.precision, self.mode)
             scorer = Scorer(model, self.mode, config.token_budget)
@@ -557,6 +558,10 @@ def tell(config: RunConfig, stated: Stated | None, where: Device, console: Conso
         raise ConfigError(
             "plan knows the lengths of answers in a file, and with judge they are yet to be sampled. Plan the method on a "
             "file of answers of the length that you expect, without judge."
+        )
+    if config.weights == "nf4":
+        raise ConfigError(
+            "plan does not know weights: nf4. Plan weights: bfloat16; the linear maps, most of the weights, take 0.3 of that."
         )
     if config.threads:
         torch.set_num_threads(config.threads)

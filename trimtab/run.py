@@ -45,7 +45,7 @@ from trimtab.logprobs.reference import (
     Reference,
     sequence_tolerance,
 )
-from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install
+from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install, reward_head
 from trimtab.logprobs.scored import Solutions
 from trimtab.logprobs.sharded import whole
 from trimtab.models import (
@@ -74,7 +74,7 @@ from trimtab.update.beside import Beside
 from trimtab.update.callbacks import MetricsFile, MovingReference, Progress, Shrink, peak_memory_gb
 from trimtab.update.checks import Check, policy_equals_reference, scores_stand_alone
 from trimtab.update.trainer import Update, last_checkpoint, out_of_memory
-from trimtab.update.weights import no_dropout, save_weights, with_adapter
+from trimtab.update.weights import nf4, no_dropout, save_weights, with_adapter
 
 
 def train(
@@ -126,7 +126,7 @@ class _Run:
         set_seed(config.seed)
         self.started = time.perf_counter()
         self.objective = config.objective()
-        self.precision = resolve_precision(config.precision)
+        self.precision = resolve_precision(config.precision, config.weights)
         # the first process chooses, and nobody writes before all have looked
         (folder,) = broadcast_object_list([config.output or str(next_folder(config))])
         self.folder = Path(folder)
@@ -257,20 +257,26 @@ class _Run:
     def _model(self, data: Prepared, template: Template) -> tuple[nn.Module, LayoutChoice]:
         config = self.config
         dtype = torch.float64 if self.precision == torch.float64 else torch.float32
+        dtype = dtype if config.weights == "float32" else torch.bfloat16
         model: nn.Module
         if "score" in self.objective.needs:
             number = FIRST_WINS if self.objective.jointly else REWARD
             number = STEP_RIGHT if self.objective.feedback is Solutions else number
             model = load_reward_model(config.model, template.tokenizer, dtype, config.seed, template.eos_ids, number)
         else:
-            model = load_model(config.model, dtype=dtype)
+            model = load_model(
+                config.model, dtype=dtype, **({"quantization_config": nf4()} if config.weights == "nf4" else {})
+            )
+        if (head := reward_head(model)) is not None and config.weights != "float32":
+            head.float()  # rounded to 8 bits, two good answers would often have the same reward
         check_weights(model)
         no_dropout(model)
         self.card["fingerprints"]["model"] = weights_hash(model)
         self._refuse_other_run()
         self._refuse_small_disk(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model.to(device)
+        if config.weights != "nf4":  # bitsandbytes has placed it
+            model.to(device)
         control = template.tokenizer.convert_tokens_to_ids(list(self.objective.control_tokens))
         if control:
             grow_vocabulary(base_model(model), len(template.tokenizer))
@@ -291,6 +297,7 @@ class _Run:
         self.card["engine"] = {
             "layout": choice.mode,
             "precision": str(self.precision).removeprefix("torch."),
+            "weights": config.weights,
             "fallback": choice.fallback,
             "threads": torch.get_num_threads(),
         }
@@ -611,8 +618,10 @@ def _step(checkpoint: str) -> int:
     return int(checkpoint.rpartition("-")[2])
 
 
-def resolve_precision(name: str) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it, else float32."""
+def resolve_precision(name: str, weights: str = "float32") -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware multiplies it or the weights are held in no more, else float32."""
+    if weights != "float32":
+        return torch.bfloat16
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ from trimtab.errors import ModelError
 from trimtab.logprobs.layout import Block
 
 NAME = "trimtab"
+FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
 KERNEL = 4  # raise it when a change here moves any number: the reference cache's name carries it
 PLAIN = 1024  # tokens of a group up to which bfloat16 attention on a CPU is spelled out in matrix products
 
@@ -47,6 +48,11 @@ def grouped_attention(
             "the trimtab attention got no layout: this model does not hand it down to its layers, or it was called "
             "without one (generation must run under plain_attention(model))"
         )
+    if FLEX and s_aux is None and not dropout:
+        from trimtab.logprobs.flex import whole_row
+
+        row = whole_row(query, key, value, trimtab_blocks, scaling, sliding_window or 0, softcap or 0.0)
+        return row.transpose(1, 2).contiguous(), None
     pieces = []
     for block in trimtab_blocks:
         here = slice(block.start, block.stop)

@@ -41,6 +41,9 @@ class Block:
     lengths: list[int]
     masks: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, repr=False)
     cut: dict[tuple[torch.device, int], list[Part]] = field(default_factory=dict, repr=False)
+    flex: dict[tuple[torch.device, int], Any] = field(
+        default_factory=dict, repr=False
+    )  # of the whole row, in its first block
 
     @property
     def stop(self) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from trimtab.logprobs.reference import adapter_off
 from trimtab.logprobs.score import base_model, evaluating, plain_attention, uninstalled
+from trimtab.update.weights import is_quantised
 
 LEAVE = 0.75  # finished rows are taken out when no more than this share is still being written
 
@@ -215,7 +217,8 @@ def stop_ids(model: nn.Module, tokenizer: Any) -> set[int]:
 
 @contextmanager
 def sampler(model: nn.Module, precision: torch.dtype, bare: bool = False) -> Iterator[nn.Module]:
-    """The model to sample from: itself in float32; a copy with weights of low precision and the adapter merged in.
+    """The model to sample from: itself in float32 (and in 4 bits); a copy with weights of low precision and the adapter merged
+    in.
 
     Weights that autocast would convert for every token are converted once.
 
@@ -223,6 +226,10 @@ def sampler(model: nn.Module, precision: torch.dtype, bare: bool = False) -> Ite
         bare: a copy without the adapter.
     """
     low = precision in (torch.bfloat16, torch.float16)
+    if is_quantised(model):  # it cannot be converted
+        with adapter_off(model) if bare else nullcontext():
+            yield model
+        return
     if not low and not bare:
         yield model
         return

@@ -42,6 +42,7 @@ from trimtab.logprobs.sharded import is_sharded, load_whole, remember_structure,
 from trimtab.objectives.base import Objective
 from trimtab.processes import launched
 from trimtab.tokens.batch import Example
+from trimtab.update.master import MasterAdamW, full_gradients, held_low
 from trimtab.update.measure import Tally, measure
 
 MEMORY_FILE, CRITIC_FILE, COMPLETE_FILE = "objective_memory.safetensors", "critic.safetensors", "complete.json"
@@ -157,6 +158,15 @@ class Update(Trainer):
         self.tell: Callable[[str], None] = lambda text: None  # for the user
         self.current: list[Example] = []  # the batch of this step
         self.whole: Any = None  # its view, without log-probs
+        chosen = None
+        if held_low(model):
+            full_gradients(model.parameters())
+            own, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            if own is not torch.optim.AdamW:
+                raise ModelError(
+                    f"weights held in low precision learn with AdamW, and the optimizer is {own.__name__}."
+                )
+            chosen = (MasterAdamW, options)
         # a NaN must be seen, not averaged away
         args.logging_nan_inf_filter = False
         super().__init__(
@@ -166,6 +176,7 @@ class Update(Trainer):
             eval_dataset=self.held_out_examples,  # type: ignore[arg-type]
             callbacks=[_SetEpoch(self.batches), *callbacks],
             processing_class=processing_class,
+            optimizer_cls_and_kwargs=chosen,
         )
         for stock in (PrinterCallback, ProgressCallback):
             self.remove_callback(stock)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from trimtab.logprobs.score import base_model, reward_head, uninstalled
@@ -42,6 +43,27 @@ def with_adapter(model: nn.Module, rank: int, alpha: int, targets: str, new_toke
     return adapted
 
 
+def nf4() -> Any:
+    """Weights of 4 bits, multiplied in bfloat16 (Dettmers et al. 2023, "QLoRA", 3)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether weights are held in 4 bits."""
+    return getattr(base_model(model), "is_quantized", False)
+
+
+def _unquantised(adapted: Any, adapter: Path) -> Any:
+    """The adapter on its model in bfloat16: merged into weights of 4 bits, what it learned would be rounded to them."""
+    if not is_quantised(adapted):
+        return adapted
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(adapted.unload().dequantize(), adapter)
+
+
 def save_weights(model: nn.Module, folder: Path, write: bool = True) -> None:
     """Write full weights that plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads (a reward model:
     ``AutoModelForSequenceClassification``); an adapter is merged into them, and kept beside them in ``folder/adapter``.
@@ -58,7 +80,7 @@ def save_weights(model: nn.Module, folder: Path, write: bool = True) -> None:
             grown = getattr(saved.active_peft_config, "trainable_token_indices", None) is not None
             more = {"save_embedding_layers": grown} if grown or reward_head(model) is not None else {}
             saved.save_pretrained(folder / "adapter", **more)
-            saved = saved.merge_and_unload()
+            saved = _unquantised(saved, folder / "adapter").merge_and_unload()
         saved.save_pretrained(folder)
         if reward_head(saved) is not None:  # it generates nothing, but what ends an answer must be known to score one
             base_model(saved).generation_config.save_pretrained(folder)
