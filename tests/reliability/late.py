@@ -9,9 +9,9 @@ from trimtab import cli, run
 resolve_precision = run.resolve_precision
 
 
-def late(name: str):  # type: ignore[no-untyped-def]
+def late(*words: str):  # type: ignore[no-untyped-def]
     time.sleep(1.0 if os.environ.get("RANK", "0") != "0" else 0.0)
-    return resolve_precision(name)
+    return resolve_precision(*words)
 
 
 run.resolve_precision = late
