@@ -244,6 +244,15 @@ def test_a_wrong_promise_is_found_out(kind: str, reason: str, monkeypatch: pytes
     assert choice.fallback.count(reason) == 2  # shared and packed
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
+def test_a_wrong_gradient_is_found_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right log-probs, and keys that learn nothing: the comparison looks at few weights, but at some in every layer."""
+    right = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda q, k, *more: right(q, k.detach(), *more))
+    choice = choose_layout(model_of(kind), EXAMPLES)
+    assert choice.mode == "padded" and choice.fallback is not None and choice.fallback.count("relative gradient") == 2
+
+
 def test_a_layout_asked_for_is_given_or_refused() -> None:
     assert choose_layout(model_of("llama"), EXAMPLES, "packed").mode == "packed"
     with pytest.raises(ModelError, match=r'No layout gives this model\'s own log-probs \(model type "falcon"\)'):

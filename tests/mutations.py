@@ -1,0 +1,129 @@
+"""Deliberate mistakes, one at a time, in a copy of the tree: the named tests must fail on each.
+
+    python -m tests.mutations                 # all; about ten minutes in two processes
+    python -m tests.mutations kl group        # those whose file or meaning has one of these words
+
+Prints a Markdown table, and ends with 1 where a mistake was not caught or its line is not in the code any more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """What is broken: in ``file`` below trimtab/, ``old`` becomes ``new``; ``tests`` are pytest's arguments below tests/."""
+
+    meaning: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+OPTIMA = "online/test_known_optima.py"
+MUTATIONS = [
+    # sign
+    Mutation("RLOO descends its reward", "objectives/rloo.py", "return -batch.per_prompt", "return batch.per_prompt", f"{OPTIMA} -k rloo"),
+    Mutation("RLOO is paid for the KL", "objectives/rloo.py", "batch.score - self.beta", "batch.score + self.beta", f"{OPTIMA} -k rloo"),
+    Mutation("PPO is paid for the KL", "objectives/ppo.py", "batch.score) - beta", "batch.score) + beta", f"{OPTIMA} -k ppo"),
+    Mutation("ReMax is paid for the KL", "objectives/remax.py", "won - paid, self", "won + paid, self", f"{OPTIMA} -k remax"),
+    Mutation("GRPO is paid for the KL", "objectives/grpo.py", "gain - self.beta", "gain + self.beta", f"{OPTIMA} -k grpo"),
+    Mutation("Nash-MD leaves the reference", "objectives/nash_md.py", "0.5 - self.tau", "0.5 + self.tau", OPTIMA),
+    Mutation("XPO with alpha 0 is not online DPO", "objectives/xpo.py", "self.alpha *", "(self.alpha + 1e-3) *", "objectives/test_xpo.py"),
+    Mutation("XPO's bonus turned round", "objectives/xpo.py", "+ self.alpha", "- self.alpha", "objectives/test_xpo.py"),
+    # baseline
+    Mutation("an answer is in its own baseline", "credit/group.py", "mean = (_sum(reward, group) - reward) / others.clamp(min=1)", "mean = _sum(reward, group) / (others + 1)", f"{OPTIMA} -k rloo"),
+    Mutation("no baseline: the others are added", "credit/group.py", "reward - mean, 0)", "reward + mean, 0)", f"{OPTIMA} -k rloo"),
+    Mutation("groups mixed up", "credit/group.py", "index_add(0, group, values)\n    return total[group]", "index_add(0, group, values)\n    return total.flip(0)[group]", f"{OPTIMA} test_credit.py objectives/test_rloo.py"),
+    Mutation("GRPO's group not centred", "credit/group.py", "return reward - _sum(reward, group) / _sum(torch.ones_like(reward), group)", "return reward", f"{OPTIMA} -k grpo"),
+    Mutation("ReMax without the greedy answer", "objectives/remax.py", "batch.score - batch.baseline", "batch.score", "objectives/test_remax.py"),
+    Mutation("the critic's next value ignored", "credit/gae.py", "gamma * y.following(value)", "0 * y.following(value)", "test_credit.py"),
+    Mutation("REINFORCE++ not whitened", "objectives/reinforce_pp.py", 'whiten(reward_to_go(y, reward, self.gamma))', 'reward_to_go(y, reward, self.gamma)', "objectives/test_reinforce_pp.py"),
+    # mask
+    Mutation("the score a token too early", "credit/gae.py", "y.length[y.owner] - 1", "y.length[y.owner] - 2", f"{OPTIMA} test_credit.py"),
+    Mutation("the next answer's value after the end", "logprobs/scored.py", "tokens.roll(-1).masked_fill(ends, 0)", "tokens.roll(-1)", "test_credit.py"),
+    Mutation("answers summed into the wrong prompt", "logprobs/scored.py", "values.new_zeros(len(self)).index_add(0, self.prompt, values)", "values.new_zeros(len(self)).index_add(0, self.prompt.flip(0), values)", f"{OPTIMA} test_every_objective.py -k rloo"),
+    Mutation("ties of the clip: PPO takes the larger", "credit/clip.py", "torch.minimum(", "torch.maximum(", "objectives/test_ppo.py"),
+    # estimator
+    Mutation("k2 twice as large", "credit/kl.py", "log_ratio**2 / 2", "log_ratio**2", "test_kl.py"),
+    Mutation("k3 backwards", "credit/kl.py", "back = -log_ratio.clamp(min=-FAR)", "back = log_ratio.clamp(min=-FAR)", "test_kl.py"),
+    Mutation("corrected without its ratio", "credit/kl.py", "return ratio * kl", "return kl", f"test_kl.py {OPTIMA}"),
+    Mutation("k1 is k3", "credit/kl.py", '"k1":\n            return log_ratio\n', '"k1":\n            return kl(log_ratio, "k3")\n', "test_kl.py"),
+    Mutation("GAE without lambda", "credit/gae.py", "gamma * gae_lambda)", "gamma)", "test_credit.py"),
+    Mutation("the controller steers away", "credit/controller.py", "(1 + error", "(1 - error", "test_credit.py"),
+    # samples
+    Mutation("RSO accepts at twice the temperature", "online/select.py", "(scores[i] - best) / beta", "(scores[i] - best) / (2 * beta)", "online/test_select.py"),
+    Mutation("best of n takes the worst", "online/select.py", "found.append(max(judged", "found.append(min(judged", "online/test_select.py online/test_best_of.py"),
+    # the engine
+    Mutation("rows of a second block overwrite", "logprobs/chunk.py", "first=rows.start == 0", "first=True", "test_chunk.py"),
+    Mutation("a second block of the vocabulary overwrites", "logprobs/chunk.py", "first=vocab.start == 0", "first=True", "test_chunk.py"),
+    Mutation("the soft-cap's slope left out", "logprobs/chunk.py", "delta.mul_(slope)", "delta.mul_(1.0)", "test_chunk.py"),
+    Mutation("the scale left out of the gradient", "logprobs/chunk.py", "if ctx.scale != 1.0:", "if False:", "test_chunk.py"),
+    Mutation("overwritten probabilities used again", "logprobs/chunk.py", "kept, ctx.kept = ctx.kept, None", "kept = ctx.kept", "test_chunk.py"),
+    Mutation("memory given back", "logprobs/pages.py", "mallopt(MMAP_MAX, 0), ", "", "test_pages.py"),
+    Mutation("the user's own settings overruled", "logprobs/pages.py", "return False\n    try", "pass\n    try", "test_pages.py"),
+    Mutation("flex: another answer is seen", "logprobs/flex.py", "(q >= k) & (group[q] == group[k]) & own & near", "(q >= k) & (group[q] == group[k]) & near", "test_flex.py"),
+    Mutation("flex: another prompt is seen", "logprobs/flex.py", "(q >= k) & (group[q] == group[k]) & own", "(q >= k) & own", "test_flex.py"),
+    Mutation("flex: no window", "logprobs/flex.py", "< window if window else q >= k", "< 10**6", "test_flex.py"),
+    Mutation("flex: no soft-cap", "logprobs/flex.py", "_bent(softcap) if softcap else None", "None", "test_flex.py"),
+    Mutation("a layout's gradient is not looked at", "logprobs/score.py", "and gradient <= min(100 * tolerance, 0.5)", "", "test_layouts.py"),
+    Mutation("keys learn nothing", "logprobs/attention.py", "k_seen, v_seen = (_joined(t, part.columns)", "k_seen, v_seen = (_joined(t, part.columns).detach()", "test_layouts.py -k llama"),
+    # weights in low precision
+    Mutation("the weight does not follow its master", "update/master.py", 'p.copy_(state["master"])', "pass", "test_held_weights.py"),
+    Mutation("the master starts anew", "update/master.py", "self.state[p][name] = value.detach().clone().to(p.device)", "pass", "test_held_weights.py"),
+    Mutation("gradients added up in bfloat16", "update/master.py", "p.grad_dtype = torch.float32", "pass", "test_held_weights.py"),
+    Mutation("weights loaded in float32 all the same", "run.py", 'dtype if config.weights == "float32" else torch.bfloat16', "dtype", "test_held_weights.py"),
+    Mutation("what cannot be is tried", "config.py", "    _refuse_weights(config)\n", "", "test_held_weights.py"),
+    # the planner
+    Mutation("a copied hollow model takes a copy of its mode", "dry.py", 'vars(self.mode)["__deepcopy__"] = lambda memo: self.mode', "pass", "test_plan.py -k copy_of_a_hollow"),
+    Mutation("freed memory stays on the ledger", "dry.py", "self.live -= size", "pass", "test_plan.py -k leave_nothing"),
+    Mutation("a frozen copy costs nothing", "planner.py", "reference = ledger.live - weights", "reference = 0", "test_plan.py -k copy"),
+]  # fmt: skip
+
+
+def tried(mutation: Mutation) -> str:
+    """``caught``, or what happened instead."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        tree = Path(folder) / "tree"
+        for name in ("trimtab", "tests"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
+            shutil.copy(ROOT / name, tree)
+        file = tree / "trimtab" / mutation.file
+        text = file.read_text()
+        if text.count(mutation.old) != 1:
+            return f"the line is there {text.count(mutation.old)} times"
+        file.write_text(text.replace(mutation.old, mutation.new))
+        words = [f"tests/{w}" if w.endswith(".py") else w for w in mutation.tests.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *words],
+            cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        # 1: a test failed. Others (nothing collected, a broken import) would be no proof
+        return {0: "NOT CAUGHT", 1: "caught"}.get(done.returncode, f"pytest ended with {done.returncode}")
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not words or any(w in f"{m.file} {m.meaning}".lower() for w in words)]
+    print("| mistake | file | tests | |\n|---|---|---|---|", flush=True)
+    bad = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutation, found in zip(chosen, pool.map(tried, chosen), strict=True):
+            bad += found != "caught"
+            print(f"| {mutation.meaning} | {mutation.file} | {mutation.tests} | {found} |", flush=True)
+    print(f"\n{len(chosen) - bad} of {len(chosen)} caught")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
