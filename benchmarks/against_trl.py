@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import LEARNING_RATE, MAX_LENGTH, MODEL
+from engine import LEARNING_RATE, MAX_LENGTH, MODEL, StepClock, Time, stopwatch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -60,6 +60,7 @@ def trl_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     peft_config: Any = None,
     use_cpu: bool = True,
+    processing_class: Any = None,
     **options: Any,
 ) -> Any:
     """TRL's trainer on the examples' own token ids, in the order given, with its defaults but ``options``.
@@ -102,11 +103,41 @@ def trl_trainer(
         peft_config=peft_config,
         args=args,
         train_dataset=Dataset.from_list(pair_rows(examples) if method == "dpo" else thumb_rows(examples, size)),
-        processing_class=load_tokenizer(MODEL),
+        processing_class=processing_class or load_tokenizer(MODEL),
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def trained(
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    batch_size: int,
+    at_once: int,
+    method: str = "dpo",
+    **options: Any,
+) -> tuple[StepClock, Time, Time]:
+    """What ``engine.trained`` is for trimtab: (clock, the reference's pass beforehand, when training began).
+
+    The pass beforehand takes its whole call, writing included, less the forward passes of the warm-up batch.
+    """
+    whole, batch = list[Time](), list[Time]()
+    own = trainer_class(method)
+    own._precompute_ref_logps = stopwatch(own._precompute_ref_logps, whole)
+    own.compute_ref_log_probs = stopwatch(own.compute_ref_log_probs, batch)
+    clock = StepClock()
+    trainer = trl_trainer(
+        model, examples, folder, batch_size=batch_size, at_once=at_once, method=method, callbacks=[clock], **options
+    )
+    begun = Time.now()
+    trainer.train()
+    if not whole:
+        return clock, Time(0, 0), begun
+    passes = -(-batch_size // at_once)
+    return clock, Time(0, 0).plus(*whole).since(Time(0, 0).plus(*batch[:passes])), begun
 
 
 def pair_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import json
 import random
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,17 +81,21 @@ def main() -> None:
         "budget": asked.token_budget,
         "steps": asked.steps,
     }
+    device = harness.run_child({"do": "device"})
+    liger = device["name"] != "CPU" and find_spec("liger_kernel") is not None
     results = Results(
         asked.output or harness.RESULTS / "gpu.json",
         {"seed": asked.seed, **common},
         ("trl",),
-        device=harness.run_child({"do": "device"}),
+        device=device,
+        liger=liger,
     )
     scratch = Path(tempfile.mkdtemp(prefix="gpu-"))
     (scratch / "lengths.json").write_text(json.dumps(lengths))
     try:
         for shape in asked.shapes:
             names = [n for n, s in SETTINGS.items() if shape not in LORA or s.get("weights") != "float32"]
+            names = [n for n in names if liger or not SETTINGS[n].get("use_liger_kernel")]
             jobs = harness.interleaved([{"shape": shape, "setting": name} for name in names], asked)
             more = {"do": "run", "scratch": str(scratch), **common}
             results.measure([(key, {**job, **more}) for key, job in jobs], lambda r: f"{rate(r):,.0f} tokens/s")
@@ -125,9 +130,15 @@ def tables(found: dict[str, Any]) -> str:
                 spread(ratios, 2),
             ])  # fmt: skip
     head = ["shape", "setting", "tokens/s", "MFU, %", "peak GB", "trimtab (bfloat16 weights) is faster by"]
-    speeds = [r["square"] / 1e12 for r in found["runs"] if "square" in r]
-    told = f"{found['device']['name']}, {median(speeds):.0f} TFLOP/s in square bfloat16 products." if speeds else ""
-    return "\n".join([markdown(head, rows), "", told, harness.where(found)])
+    speeds = [r["square"] for r in found["runs"] if "square" in r]
+    told = (
+        [f"{found['device']['name']}, {median(speeds) / 1e12:.3g} TFLOP/s in square bfloat16 products."]
+        if speeds
+        else []
+    )
+    if not found["liger"]:
+        told.append("TRL's settings with liger are left out: they need a GPU and the package liger_kernel.")
+    return "\n".join([markdown(head, rows), "", *told, harness.where(found)])
 
 
 # --- a child: one setting, one repetition -----------------------------------------------------------------------------
@@ -226,13 +237,8 @@ def run_trl(
     job: dict[str, Any], setting: dict[str, Any], held: str, lora: bool, model: Any, examples: list[Any], folder: Path
 ) -> Any:
     import torch
-    from against_trl import trainer_class, trl_trainer
-    from engine import StepClock, Time, stopwatch
+    from against_trl import trained
 
-    whole, batch = list[Time](), list[Time]()
-    own = trainer_class("dpo")
-    own._precompute_ref_logps = stopwatch(own._precompute_ref_logps, whole)
-    own.compute_ref_log_probs = stopwatch(own.compute_ref_log_probs, batch)
     more: dict[str, Any] = {k: v for k, v in setting.items() if k != "side"}
     if lora:
         from peft import LoraConfig
@@ -240,18 +246,20 @@ def run_trl(
         more["peft_config"] = LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-    clock = StepClock()
-    trainer = trl_trainer(
-        model, examples, folder, batch_size=job["batch_size"], at_once=job["at_once"], seed=job["seed"], callbacks=[clock],
-        use_cpu=not torch.cuda.is_available(), **more,
+    return trained(
+        model, examples, folder, batch_size=job["batch_size"], at_once=job["at_once"], seed=job["seed"],
+        use_cpu=not torch.cuda.is_available(), processing_class=no_tokenizer(), **more,
     )  # fmt: skip
-    begun = Time.now()
-    trainer.train()
-    beforehand = Time(0, 0)
-    if whole:
-        passes = -(-job["batch_size"] // job["at_once"])
-        beforehand = beforehand.plus(*whole).since(Time(0, 0).plus(*batch[:passes]))
-    return clock, beforehand, begun
+
+
+def no_tokenizer() -> Any:
+    """What TRL asks for a padding token; the rows are tokens already."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
     # killed, or refused by the limit below
-    if done.returncode == -9 or "allocate memory" in done.stderr or "MemoryError" in done.stderr:
+    if done.returncode == -9 or any(told in done.stderr for told in ("allocate memory", "MemoryError", "OutOfMemory")):
         return {"failed": OUT_OF_MEMORY}
     sys.exit(f"{job} ended with {done.returncode}:\n{done.stderr[-3000:]}")
 

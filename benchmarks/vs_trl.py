@@ -241,29 +241,16 @@ def padding(examples: list[Any], size: int) -> float:
 def run_trl(setting: dict[str, Any], examples: list[Any], job: dict[str, Any], folder: Path) -> Any:
     from contextlib import nullcontext
 
-    from against_trl import completions_only, trainer_class, trl_trainer
-    from engine import StepClock, Time, load, stopwatch
+    from against_trl import completions_only, trained
+    from engine import load
 
-    # the pass beforehand takes its whole call, writing included, less the forward passes of the warm-up batch
-    method, size = job["method"], job["batch_size"]
-    whole, batch = list[Time](), list[Time]()
-    own = trainer_class(method)
-    own._precompute_ref_logps = stopwatch(own._precompute_ref_logps, whole)
-    own.compute_ref_log_probs = stopwatch(own.compute_ref_log_probs, batch)
+    method = job["method"]
     options = {k: setting[k] for k in ("bf16", "gradient_checkpointing")}
-    clock = StepClock()
     with completions_only() if setting["cp"] else nullcontext():
-        trainer = trl_trainer(
-            load(), examples, folder, batch_size=size, method=method, at_once=AT_ONCE[method], seed=job["seed"],
-            callbacks=[clock], precompute_ref_log_probs=bool(setting.get("precompute")), **options,
+        return trained(
+            load(), examples, folder, batch_size=job["batch_size"], at_once=AT_ONCE[method], method=method,
+            seed=job["seed"], precompute_ref_log_probs=bool(setting.get("precompute")), **options,
         )  # fmt: skip
-        begun = Time.now()
-        trainer.train()
-    beforehand = Time(0, 0)
-    if whole:
-        passes = -(-size // AT_ONCE[method])
-        beforehand = beforehand.plus(*whole).since(Time(0, 0).plus(*batch[:passes]))
-    return clock, beforehand, begun
 
 
 def run_trimtab(setting: dict[str, Any], examples: list[Any], job: dict[str, Any], folder: Path) -> Any:

@@ -17,23 +17,45 @@ faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(2):
     start = faults()
     b"x" * 100_000_000
-print(asked, faults() - start)
+print(asked, faults() - start)  # of the second of two blocks of 100 MB
 """
 
 
-def run(**more: str) -> tuple[bool, int]:
-    """(whether the allocator was asked, page faults of the second of two blocks of 100 MB)."""
+RETURNED = """
+import os
+from pathlib import Path
+from trimtab.logprobs.pages import give_back, keep_pages
+held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+keep_pages()
+kept = [b"x" * 1_000_000 for _ in range(100)]
+del kept[:-1]
+before = held()
+give_back()
+print(before - held() > 90, held())
+"""
+
+
+def run(script: str, **more: str) -> tuple[bool, float]:
+    """What the script prints, in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
     out = subprocess.run(
-        [sys.executable, "-c", FAULTS], env={**clean, **more}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], env={**clean, **more}, capture_output=True, text=True, check=True
     )
-    asked, faults = out.stdout.split()
-    return asked == "True", int(faults)
+    said, figure = out.stdout.split()
+    return said == "True", float(figure)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be asked")
 def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
-    asked, faults = run()
+    asked, faults = run(FAULTS)
     assert asked and faults < 1000
-    asked, faults = run(MALLOC_ARENA_TEST="8")
+    asked, faults = run(FAULTS, MALLOC_ARENA_TEST="8")
     assert not asked and faults > 10_000
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not os.path.exists("/proc/self/statm"), reason="glibc on Linux"
+)
+def test_what_is_free_can_be_given_back() -> None:
+    """Also the holes below memory that is still in use."""
+    assert run(RETURNED)[0]

@@ -38,6 +38,7 @@ from trimtab.logprobs.attention import KERNEL
 from trimtab.logprobs.cache import LogpCache, weights_hash
 from trimtab.logprobs.critic import add_critic
 from trimtab.logprobs.hidden import mean_hidden
+from trimtab.logprobs.pages import give_back
 from trimtab.logprobs.reference import (
     AdapterOff,
     Cached,
@@ -192,11 +193,15 @@ class _Run:
             self.card["evaluation"]["before"] = self._evaluate(trainer, quiet="reference" in self.objective.needs)
             self.card["answers_before"] = probe.answer(model)
         self.save_card()
+        give_back()
         self._train(trainer)
+        trainer.forget()
+        give_back()
         self._save_weights(model, template)
         if rewards:
             self._check_saved(trainer, data)
         self.card["evaluation"]["after"] = self._evaluate(trainer)
+        give_back()
         self._compare_samples(probe, trainer, reward)
         self._tell_watch(trainer)
         if self.card["status"] == "running":

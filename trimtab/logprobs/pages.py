@@ -7,6 +7,7 @@ a step of SmolLM2 took 150,000 to 270,000 page faults, a fifth of its time (docs
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from functools import cache
 
@@ -17,8 +18,8 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
 def keep_pages() -> bool:
     """Ask the allocator of this process to keep what is freed. Returns whether it does: only glibc can be asked.
 
-    The peak is what it was; after it, memory is not returned. Settings of the user's own in ``MALLOC_*_`` or in
-    ``GLIBC_TUNABLES`` are left alone.
+    The peak is what it was; after it, memory is returned by :func:`give_back` alone. Settings of the user's own in
+    ``MALLOC_*_`` or in ``GLIBC_TUNABLES`` are left alone.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
@@ -29,3 +30,11 @@ def keep_pages() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, -1), mallopt(TOP_PAD, 64 * 2**20)])
+
+
+def give_back() -> None:
+    """Return what is free to the system, between the stages of a run: pieces that one stage leaves would lie beside the next
+    one's."""
+    gc.collect()
+    if keep_pages():
+        ctypes.CDLL(None).malloc_trim(0)

@@ -648,6 +648,11 @@ class Update(Trainer):
         self.state = state
         return TrainOutput(state.global_step, 0.0, {})
 
+    def forget(self) -> None:
+        """Let go of what only learning needs; there is none after this."""
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
