@@ -17,6 +17,7 @@ square bfloat16 products measured in the same process. TRL's padding_free is not
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -96,6 +97,7 @@ def main() -> None:
         for shape in asked.shapes:
             names = [n for n, s in SETTINGS.items() if shape not in LORA or s.get("weights") != "float32"]
             names = [n for n in names if liger or not SETTINGS[n].get("use_liger_kernel")]
+            names = [n for n in names if device["name"] != "CPU" or not SETTINGS[n].get("flex")]
             jobs = harness.interleaved([{"shape": shape, "setting": name} for name in names], asked)
             more = {"do": "run", "scratch": str(scratch), **common}
             results.measure([(key, {**job, **more}) for key, job in jobs], lambda r: f"{rate(r):,.0f} tokens/s")
@@ -137,7 +139,9 @@ def tables(found: dict[str, Any]) -> str:
         else []
     )
     if not found["liger"]:
-        told.append("TRL's settings with liger are left out: they need a GPU and the package liger_kernel.")
+        told.append(
+            "TRL's settings with liger are left out: they need a GPU and the package liger_kernel. On a CPU flex is, too."
+        )
     return "\n".join([markdown(head, rows), "", *told, harness.where(found)])
 
 
@@ -246,6 +250,8 @@ def run_trl(
         more["peft_config"] = LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+    elif not setting.get("precompute_ref_log_probs"):
+        more["ref_model"] = copy.deepcopy(model)  # TRL would load it by the model's name, and it has none
     return trained(
         model, examples, folder, batch_size=job["batch_size"], at_once=job["at_once"], seed=job["seed"],
         use_cpu=not torch.cuda.is_available(), processing_class=no_tokenizer(), **more,
