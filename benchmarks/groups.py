@@ -8,7 +8,7 @@
 One optimiser step of plackett_luce on rankings of K answers, full fine-tuning, float32 master weights, and the pass that
 fills the reference cache for its rows: both in the same layout.
 
-hh       HH prompts, each with its own two answers and others drawn from HH: real lengths. 16 answers a step (K = 8: 2 prompts)
+hh       HH prompts, each with its own two answers and others drawn from HH: real lengths. 64 answers a step (K = 8: 8 prompts)
 long     prompts of 1k to 8k tokens with 4 answers of 64 tokens, one prompt a step; random tokens and the 28 M random Llama
 answers  prompts of 32 tokens with answers of 512, 8 answers a step; random tokens
 
@@ -33,7 +33,7 @@ from harness import Results, markdown, spread
 
 LAYOUTS, PRECISIONS = ("shared", "packed", "padded"), ("float32", "bfloat16")
 KINDS: dict[str, dict[str, Any]] = {  # name -> model, answers a step, timed steps, cases
-    "hh": {"model": "smollm2", "answers": 16, "steps": 2, "cases": [{"k": k} for k in (2, 4, 8, 16)]},
+    "hh": {"model": "smollm2", "answers": 64, "steps": 1, "cases": [{"k": k} for k in (2, 4, 8, 16)]},
     "long": {
         "model": "small", "answers": 4, "steps": 1,
         "cases": [{"k": 4, "prompt": p, "answer": 64} for p in (1024, 2048, 4096, 8192 - 64)],

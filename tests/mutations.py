@@ -88,6 +88,10 @@ MUTATIONS = [
     Mutation("a copied hollow model takes a copy of its mode", "dry.py", 'vars(self.mode)["__deepcopy__"] = lambda memo: self.mode', "pass", "test_plan.py -k copy_of_a_hollow"),
     Mutation("freed memory stays on the ledger", "dry.py", "self.live -= size", "pass", "test_plan.py -k leave_nothing"),
     Mutation("a frozen copy costs nothing", "planner.py", "reference = ledger.live - weights", "reference = 0", "test_plan.py -k copy"),
+    Mutation("a pass that finds gradients is not looked for", "planner.py", "for when in (False, True):", "for when in (False,):", "test_plan.py -k heaviest"),
+    Mutation("gradients are taken for what passes", "planner.py", "held = self.weights + self.reference + self.optimiser + self.gradients", "held = self.weights + self.reference + self.optimiser", "test_plan.py -k heap"),
+    Mutation("the whole model is timed however long it takes", "planner.py", "(1 + REPEATS) * whole < PATIENCE", "True", "test_plan.py -k layers"),
+    Mutation("nothing is given back", "logprobs/pages.py", "ctypes.CDLL(None).malloc_trim(0)", "pass", "test_pages.py"),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,6 +42,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = TEMPLATE
     return fast
+
+
+def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch, **config: object) -> Path:
+    """Work in ``folder`` from here on, with the model ``./model``; what trimtab caches goes there, too."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TRIMTAB_HOME", str(folder / "home"))
+    return tiny_folder(folder / "model", **config)  # type: ignore[arg-type]
 
 
 def tiny_folder(path: Path, seed: int = 0, **config: object) -> Path:

@@ -192,14 +192,14 @@ class Steps:
     Attributes:
         count: how many.
         tokens: that the model reads in one, the mean.
-        heaviest: microbatches that may need most memory, each with whether one before it left gradients.
-        typical: the batch closest to the mean.
+        heaviest: microbatches that may need most memory, each with whether one before it left gradients; most tokens first.
+        timed: the batch with most tokens, then those closest to the mean.
     """
 
     count: int
     tokens: float
     heaviest: list[tuple[list[Example], bool]]
-    typical: list[Example]
+    timed: list[list[Example]]
 
 
 def steps_of(config: RunConfig, examples: Sequence[Example], scorer: Scorer) -> Steps:
@@ -212,14 +212,21 @@ def steps_of(config: RunConfig, examples: Sequence[Example], scorer: Scorer) -> 
     sums = [sum(costs[i] for i in b) for b in order]
     mean = sum(sums) / len(sums)
     parts = [([b[j] for j in part], k > 0) for b in order for k, part in enumerate(_cut(scorer, b, examples))]
-    most = max(parts, key=lambda p: (sum(costs[i] for i in p[0]), p[1]))
-    widest = max(parts, key=lambda p: (sum(groups[i] for i in p[0]), p[1]))
-    typical = order[min(range(len(order)), key=lambda k: abs(sums[k] - mean))]
+    heaviest: list[tuple[list[int], bool]] = []
+    for weight in (costs, groups):
+        for when in (False, True):  # a lighter one that finds gradients may need more
+            found = [p for p in parts if p[1] == when]
+            if found and (most := max(found, key=lambda p: sum(weight[i] for i in p[0]))) not in heaviest:
+                heaviest.append(most)
+    near = sorted(range(len(order)), key=lambda k: abs(sums[k] - mean))[:REPEATS]
     return Steps(
         len(order),
         mean,
-        [([examples[i] for i in p], later) for p, later in ([most] if most == widest else [most, widest])],
-        [examples[i] for i in typical],
+        [
+            ([examples[i] for i in p], later)
+            for p, later in sorted(heaviest, key=lambda h: -sum(costs[i] for i in h[0]))
+        ],
+        [[examples[i] for i in order[k]] for k in (sums.index(max(sums)), *near)],
     )
 
 
@@ -489,15 +496,15 @@ class Planner:
         return needed < 0.8 * (_free_memory() - _process())
 
     def _timed(self, found: Forecast, sizes: Any) -> float:
-        """Seconds that a typical step takes with a real model of these sizes and random weights."""
-        config, batch = found.config, found.steps.typical
+        """Seconds that a mean step takes with a real model of these sizes and random weights."""
+        config, (first, *batches) = found.config, found.steps.timed
         place = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.random.fork_rng(), tempfile.TemporaryDirectory() as tmp:
             made = _made(sizes, self.objective, self.held).to(place)
             model = _with_adapter(made, config, self.objective)
             install(model, self.precision, self.mode)
             scorer = Scorer(model, self.mode, config.token_budget)
-            trainer = _trainer(config, self.objective, scorer, batch, tmp)
+            trainer = _trainer(config, self.objective, scorer, first, tmp)
             if "reference" in self.objective.needs:
                 match reference_kind(config):
                     case "adapter":
@@ -507,14 +514,14 @@ class Planner:
                     case _:
                         trainer.reference = _Constant()
             taken = []
-            for _ in range(1 + REPEATS):  # the first one warms up, and makes the optimiser's state
+            for batch in (first, *batches):  # the first one warms up: memory, and the optimiser's state
                 start = time.perf_counter()
                 trainer.training_step(model, batch)
                 _optimise(trainer)
                 if place == "cuda":
                     torch.cuda.synchronize()
-                taken.append(time.perf_counter() - start)
-        return median(taken[1:]) * found.steps.tokens / _tokens(batch, scorer)
+                taken.append((time.perf_counter() - start) / _tokens(batch, scorer))
+        return median(taken[1:]) * found.steps.tokens
 
 
 # --- a setting that fits ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from tests.command import done
 from tests.judges.server import serving
 from tests.online.test_rounds import JUDGE, options, prefers
-from tests.tiny_folder import END, START, feedback_file, tiny_folder
+from tests.tiny_folder import END, START, feedback_file, workplace
 from trimtab.config import resolve
 from trimtab.feedback.read import read
 from trimtab.online import rounds
@@ -30,10 +30,8 @@ HOSTILE = (
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    tiny_folder(tmp_path / "model", max_position_embeddings=1024)
+    workplace(tmp_path, monkeypatch, max_position_embeddings=1024)
     feedback_file(tmp_path / "comparison.jsonl", "comparison", 20)
     Path("judge.py").write_text(JUDGE)
 

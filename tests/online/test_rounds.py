@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.judges.server import Reply, serving
 from tests.judges.test_endpoint import SHOWN
 from tests.objectives.by_hand import credited, gradient, rollouts
-from tests.tiny_folder import feedback_file, tiny_folder
+from tests.tiny_folder import feedback_file, workplace
 from trimtab.config import resolve
 from trimtab.errors import CheckFailed, ConfigError, DataError
 from trimtab.feedback.read import read
@@ -68,9 +68,7 @@ def moody(prompt, answer):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
-    tiny_folder(tmp_path / "model")
+    workplace(tmp_path, monkeypatch)
     feedback_file(tmp_path / "comparison.jsonl", "comparison", 20)
     (tmp_path / "judge.py").write_text(JUDGE)
     return tmp_path

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.judges.server import Server, serving
 from tests.online.test_rounds import card, options, steps
 from tests.reliability.test_two_processes import launch
-from tests.tiny_folder import feedback_file, tiny_folder, tokenizer
+from tests.tiny_folder import feedback_file, tokenizer, workplace
 from trimtab.config import resolve
 from trimtab.errors import CheckFailed, ConfigError, ModelError
 from trimtab.online import served
@@ -43,10 +43,8 @@ def vowels(prompt, answer):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    tiny_folder(tmp_path / "model")
+    workplace(tmp_path, monkeypatch)
     feedback_file(tmp_path / "comparison.jsonl", "comparison", 20)
     (tmp_path / "judge.py").write_text(JUDGE)
     return tmp_path

@@ -20,7 +20,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from tests.engine import worst
 from tests.reliability.launch import HERE, environment, free_port, launch, run, with_accelerate, with_torchrun
-from tests.tiny_folder import feedback_file, tiny_folder
+from tests.tiny_folder import feedback_file, workplace
 from trimtab import processes
 from trimtab.config import resolve
 from trimtab.errors import ModelError
@@ -40,9 +40,7 @@ ROUNDS = {
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
-    tiny_folder(tmp_path / "model")
+    workplace(tmp_path, monkeypatch)
     feedback_file(tmp_path / "pairs.jsonl", "comparison", 11)
     feedback_file(tmp_path / "prompts.jsonl", "prompt", 11)
     (tmp_path / "judge.py").write_text(

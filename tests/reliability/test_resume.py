@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_folder import feedback_file, tiny_folder
+from tests.tiny_folder import feedback_file, workplace
 from trimtab.config import resolve
 from trimtab.errors import CheckpointError
 from trimtab.run import train
@@ -30,9 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a model and feedback; what trimtab caches goes there too."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
-    tiny_folder(tmp_path / "model")
+    workplace(tmp_path, monkeypatch)
     feedback_file(tmp_path / "comparison.jsonl", "comparison", 20)
     feedback_file(tmp_path / "thumb.jsonl", "thumb", 20)
     return tmp_path
