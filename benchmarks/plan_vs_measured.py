@@ -7,7 +7,7 @@
 Each row is a real ``trimtab train`` of SmolLM2-135M-Instruct on HH-RLHF pairs (as thumbs for KTO; rankings are a pair's answers
 and those of the next pair), from loading to the report, in a process of its own; the prediction is made in another. Time is
 of the steps after the first, per token, times the mean step's tokens: the same unit as the prediction's. The constants of
-the heap were fitted on rows 0, 1, 2, 4, 6, 8, 9 and 11; 3, 5, 7, 10 and 12 were not looked at. A second start goes
+the heap were fitted on rows 0, 1, 2, 4, 6, 8, 9 and 11; 3, 5, 7, 10 and 12 were not used. A second start goes
 on where the first one stopped. Pairs below $TRIMTAB_DATA (default ../shared/data).
 """
 

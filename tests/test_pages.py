@@ -6,8 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.tiny_folder import feedback_file, workplace
+from trimtab import run as run_
+from trimtab.config import resolve
+from trimtab.update.trainer import Update
 
 FAULTS = """
 import resource
@@ -59,3 +65,33 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
 def test_what_is_free_can_be_given_back() -> None:
     """Also the holes below memory that is still in use."""
     assert run(RETURNED)[0]
+
+
+# of peft, by the old name
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_run_gives_back_between_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before learning, after it and before samples; what learning needed is gone by then."""
+    workplace(tmp_path, monkeypatch)
+    feedback_file(tmp_path / "pairs.jsonl", "comparison", 8)
+    kept: list[int] = []
+    trainers: list[Update] = []
+    forget = Update.forget
+    monkeypatch.setattr(
+        Update, "forget", lambda self: (kept.append(len(self.optimizer.state)), trainers.append(self), forget(self))
+    )
+    monkeypatch.setattr(
+        run_, "give_back", lambda: kept.extend(len(t.optimizer.state) for t in trainers) or kept.append(-1)
+    )
+    run_.train(
+        resolve(
+            {
+                "data": "pairs.jsonl",
+                "method": "dpo",
+                "model": "./model",
+                "max_steps": 1,
+                "batch_size": 4,
+                "output": "run",
+            }
+        )
+    )
+    assert kept[0] == -1 and kept[1] > 0 and kept[2:] == [0, -1, 0, -1]

@@ -469,13 +469,14 @@ class Planner:
         text = self.sizes.get_text_config()
         layers = text.num_hidden_layers
         if self._room(found):
-            few, more = (self._timed(found, _few_layers(self.sizes, min(n, layers))) for n in (FEW, MORE))
-            layer = max(more - few, 0.0) / (MORE - FEW)
-            whole = few + (layers - FEW) * layer if layers > MORE else more
-            free = 0.8 * (_free_memory() - _process())
-            if layers > MORE and (1 + REPEATS) * whole < PATIENCE and found.phases["step"] - found.process < free:
-                whole, layers = self._timed(found, self.sizes), 0
-            return whole, f"timed here with {FEW} and {MORE} of {layers} layers" if layers > MORE else "timed here"
+            if layers <= MORE:
+                return self._timed(found, self.sizes), "timed here"
+            few, more = (self._timed(found, _few_layers(self.sizes, n)) for n in (FEW, MORE))
+            whole = few + (layers - FEW) * max(more - few, 0.0) / (MORE - FEW)
+            fits = found.phases["step"] - found.process < 0.8 * (_free_memory() - _process())
+            if fits and (1 + REPEATS) * whole < PATIENCE:
+                return self._timed(found, self.sizes), "timed here"
+            return whole, f"timed here with {FEW} and {MORE} of {layers} layers"
         tokens = min(int(found.steps.tokens), found.config.token_budget)
         measured = {t: rate(t, tokens, text.hidden_size, 4 * text.hidden_size) for t in found.flops}
         how = ", ".join(f"{v / 1e12:.2f} TFLOP/s in {str(t).removeprefix('torch.')}" for t, v in measured.items())
