@@ -54,6 +54,15 @@ MUTATIONS = [
     Mutation("the next answer's value after the end", "logprobs/scored.py", "tokens.roll(-1).masked_fill(ends, 0)", "tokens.roll(-1)", "test_credit.py"),
     Mutation("answers summed into the wrong prompt", "logprobs/scored.py", "values.new_zeros(len(self)).index_add(0, self.prompt, values)", "values.new_zeros(len(self)).index_add(0, self.prompt.flip(0), values)", f"{OPTIMA} test_every_objective.py -k rloo"),
     Mutation("ties of the clip: PPO takes the larger", "credit/clip.py", "torch.minimum(", "torch.maximum(", "objectives/test_ppo.py"),
+    # rows with one prompt
+    Mutation("goes on from a prompt: a token too early", "logprobs/layout.py", "positions += range(before, before + len(fed))", "positions += range(before - 1, before - 1 + len(fed))", "test_layouts.py -k go_on"),
+    Mutation("goes on from a prompt: from its neighbour", "logprobs/layout.py", "slice(block.start, block.start + before)))", "slice(0, before)))", "test_layouts.py -k go_on"),
+    Mutation("goes on from a prompt: what it kept is recomputed", "logprobs/score.py", "kept.closed = True", "pass", "test_invariance.py -k policy_reads"),
+    Mutation("goes on from a prompt: beyond the budget", "update/trainer.py", "and sum(costs) <= self.scorer.budget", "", "test_invariance.py -k policy_reads"),
+    Mutation("shared prompts: rows out of order", "logprobs/score.py", "for j in np.argsort(order)", "for j in range(len(order))", "test_invariance.py -k one_prompt"),
+    Mutation("shared prompts: beyond the budget", "logprobs/score.py", "used + more <= self.budget", "True", "test_invariance.py -k one_prompt"),
+    Mutation("shared prompts: read again for each row", "logprobs/score.py", 'self.mode == "shared" and', "False and", "test_invariance.py -k read"),
+    Mutation("shared prompts: known log-probs taken for the next row's", "update/trainer.py", "if logps is None else logps for logps in known", "for logps in known", "test_invariance.py -k at_sampling"),
     # estimator
     Mutation("k2 twice as large", "credit/kl.py", "log_ratio**2 / 2", "log_ratio**2", "test_kl.py"),
     Mutation("k3 backwards", "credit/kl.py", "back = -log_ratio.clamp(min=-FAR)", "back = log_ratio.clamp(min=-FAR)", "test_kl.py"),

@@ -19,9 +19,11 @@ from tests.engine import WHOLE, assert_same, engine, frozen, gradients, losses, 
 from tests.twins.pairs import logps_of_pairs
 from trimtab.errors import CacheError
 from trimtab.feedback.records import Thumb
+from trimtab.logprobs import layout, score
 from trimtab.logprobs.cache import LogpCache
 from trimtab.logprobs.layout import Mode, cost
-from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy
+from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy, mismatch
+from trimtab.logprobs.score import Scorer, install
 from trimtab.logprobs.scored import Completions, Pairs, Rollouts
 from trimtab.objectives import methods
 from trimtab.objectives.base import Objective, option
@@ -228,6 +230,79 @@ def test_cache_on_disk_is_the_live_reference(objective: Objective, steps: dict[s
     assert losses(trainer) == pytest.approx(losses(live), rel=1e-10)
     assert trainer.evaluate() == pytest.approx(wanted, rel=1e-9)
     assert worst(weights(trainer.model), weights(live.model)) < 1e-9
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tight", [False, True])
+def test_rows_with_one_prompt_are_read_once(mode: Mode, tight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they stand in the list, and no more tokens at once than the budget."""
+    pairs, model = data(DPO(), 6), tiny.model()
+    rows = [replace(e, completions=e.completions[k : k + 1]) for k in (1, 0) for e in pairs]
+    longest = max(cost(e, mode) for e in rows)  # the other answer to its prompt has no room beside it
+    install(model, torch.float64, mode)
+    scorer, fed = Scorer(model, mode, longest if tight else WHOLE), list[int]()
+    wanted = torch.cat([scorer.score_all([e])[0] for e in rows])
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda part: (fed.append(sum(cost(e, mode) for e in part)), score(part))[1])
+    found, lengths = scorer.score_all(rows)
+    assert worst({"": found}, {"": wanted}) < 1e-12
+    assert lengths.tolist() == [len(e.completions[0]) for e in rows]
+    if tight:
+        assert len(fed) > 3 and max(fed) == longest
+    else:
+        assert fed == [sum(cost(e, mode) for e in pairs)]
+
+
+def test_the_reference_reads_own_and_mismatched_answers_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, asked = data(KTO(), 3), list[int]()
+    reference = frozen(other_model(), "shared")
+    score = reference.scorer.score
+    monkeypatch.setattr(
+        reference.scorer, "score", lambda e: (asked.append(sum(cost(x, "shared") for x in e)), score(e))[1]
+    )
+    step(engine(tiny.model(), KTO(), examples, tmp_path, reference=reference))
+    every = [*examples, *mismatch(examples)]
+    assert len(every) == 6 and len({e.prompt for e in every}) == 3
+    assert asked == [sum(cost(e, "shared") for e in every) - sum(len(e.prompt) for e in examples)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_policy_reads_a_prompt_once_for_own_and_mismatched_answers(
+    recompute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the batch is one microbatch; gradients as where it is not, and where activations are computed again."""
+    examples, reference = data(KTO(), 3), frozen(other_model(), "shared")  # no prompt twice
+    pairs, fed, left, made = mismatch(examples), list[int](), list[Any](), layout.Kept
+    own, others = (sum(cost(e, "shared") for e in rows) for rows in (examples, pairs))
+    answers = sum(len(c) for e in pairs for c in e.completions)
+    monkeypatch.setattr(score, "Kept", lambda: left.append(made()) or left[-1])
+
+    def learned(budget: int) -> tuple[float, dict[str, Tensor]]:
+        model = tiny.model()
+        if recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.get_input_embeddings().register_forward_hook(lambda _m, given, _o: fed.append(given[0].numel()))  # type: ignore[operator]
+        return step(engine(model, KTO(), examples, tmp_path, reference=reference, budget=budget))
+
+    wanted = learned(own + answers - 1)
+    assert not left and sum(fed) == own + others
+    fed.clear()
+    assert_same(learned(own + answers), wanted)
+    assert fed == [own, answers] and answers < others
+    assert [(k.closed, k.layers) for k in left] == [(True, {})]  # nothing stays in memory
+
+
+def test_what_was_scored_at_sampling_is_not_scored_again(tmp_path: Path) -> None:
+    """KTO's own answers may carry the reference's log-probs; the mismatched ones never do."""
+    examples, reference = data(KTO(), 4), frozen(other_model(), "shared")
+    wanted = step(engine(tiny.model(), KTO(), examples, tmp_path, reference=reference))
+    for those in (range(4), (1, 2)):
+        known = [
+            replace(e, columns={"reference": reference.logps([e])}) if i in those else e for i, e in enumerate(examples)
+        ]
+        assert_same(step(engine(tiny.model(), KTO(), known, tmp_path, reference=reference)), wanted)
 
 
 def test_cache_refuses_what_it_does_not_hold(tmp_path: Path) -> None:

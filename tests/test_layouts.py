@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -136,6 +137,20 @@ def own_numbers(model: nn.Module) -> torch.Tensor:
 def scored(model: nn.Module, mode: Mode) -> torch.Tensor:
     install(model, torch.float32, mode)
     return Scorer(model, mode, 60).score_all(EXAMPLES)[0]
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_other_completions_go_on_from_the_prompts_of_a_pass(kind: str) -> None:
+    """Each prompt read once, for a completion with a graph and for another one without: the model's own numbers for both."""
+    model = model_of(kind)
+    own = own_numbers(model).split([sum(map(len, e.completions)) for e in EXAMPLES])
+    first, other = ([replace(e, completions=e.completions[k : k + 1]) for e in EXAMPLES] for k in (0, 1))
+    lengths = [[len(c) for c in e.completions] for e in EXAMPLES]
+    wanted = [torch.cat([row.split(n)[k] for row, n in zip(own, lengths, strict=True)]) for k in (0, 1)]
+    install(model, torch.float32, "shared")
+    found, more = Scorer(model, "shared", 0).score_with(first, other)
+    assert found.requires_grad and not more.requires_grad
+    assert (found - wanted[0]).abs().max() < TOLERANCE and (more - wanted[1]).abs().max() < TOLERANCE
 
 
 def test_the_data_reaches_beyond_the_window() -> None:

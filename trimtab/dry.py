@@ -206,6 +206,13 @@ class HollowScorer(Scorer):
             inside, _ = super().score(examples, model)
         return self._found(inside), torch.tensor([len(c) for e in examples for c in e.completions])
 
+    def score_with(
+        self, examples: Sequence[Example], others: Sequence[Example], model: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        with self.hollow.on():
+            inside, more = super().score_with(examples, others, model)
+        return self._found(inside), self._found(more)
+
     def columns(self, examples: Sequence[Example], extras: Extras, model: nn.Module | None = None) -> Tensor:
         with self.hollow.on():
             inside = super().columns(examples, extras, model)

@@ -242,10 +242,14 @@ class Known(FrozenCopy):
         self.rows = self.sets[name]
 
     def logps(self, examples: Sequence[Example]) -> torch.Tensor:
-        keys = [k for e in examples for k in completion_keys(e)]
-        if all(k in self.rows for k in keys):
-            return torch.cat([self.rows[k] for k in keys])
-        return super().logps(examples)  # KTO's mismatched ones
+        keys = [completion_keys(e) for e in examples]
+        new = [
+            e for e, ks in zip(examples, keys, strict=True) if any(k not in self.rows for k in ks)
+        ]  # KTO's mismatched
+        scored = super().logps(new)
+        found = iter(scored.split([sum(map(len, e.completions)) for e in new]))
+        known = lambda ks: all(k in self.rows for k in ks)  # noqa: E731
+        return torch.cat([torch.cat([self.rows[k] for k in ks]) if known(ks) else next(found) for ks in keys])
 
 
 def _prompts(drawn: Pool) -> list[Example]:

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from trimtab.errors import ModelError
-from trimtab.logprobs.layout import Block
+from trimtab.logprobs.layout import Block, Kept
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
@@ -31,6 +31,7 @@ def grouped_attention(
     attention_mask: Tensor | None,
     *,
     trimtab_blocks: list[Block] | None = None,
+    trimtab_kept: Kept | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -48,7 +49,10 @@ def grouped_attention(
             "the trimtab attention got no layout: this model does not hand it down to its layers, or it was called "
             "without one (generation must run under plain_attention(model))"
         )
-    if FLEX and s_aux is None and not dropout:
+    goes_on = trimtab_blocks[0].read is not None
+    if trimtab_kept is not None and not trimtab_kept.closed:
+        trimtab_kept.layers[module] = key.detach(), value.detach()
+    if FLEX and s_aux is None and not dropout and not goes_on:
         from trimtab.logprobs.flex import whole_row
 
         row = whole_row(query, key, value, trimtab_blocks, scaling, sliding_window or 0, softcap or 0.0)
@@ -57,7 +61,13 @@ def grouped_attention(
     for block in trimtab_blocks:
         here = slice(block.start, block.stop)
         q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]
-        window = sliding_window if sliding_window and sliding_window < block.stop - block.start else 0
+        if block.read is not None:
+            assert trimtab_kept is not None
+            k, v = (
+                torch.cat([old[:, :, block.read], new], 2)
+                for old, new in zip(trimtab_kept.layers[module], (k, v), strict=True)
+            )
+        window = sliding_window if sliding_window and sliding_window < k.shape[2] else 0
         for part in block.parts(q.device, window):
             k_seen, v_seen = (_joined(t, part.columns) for t in (k, v))
             pieces.append(_attend(q[:, :, part.rows], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))

@@ -19,7 +19,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.tokens.batch import Example
 
@@ -34,11 +34,13 @@ class Block:
     Attributes:
         start, stop: where it lies in the packed row.
         prompt: number of prompt tokens; completions follow, ``lengths`` tokens each.
+        read: where in another pass's row the tokens before these lie, whose keys and values that pass kept.
     """
 
     start: int
     prompt: int
     lengths: list[int]
+    read: slice | None = None
     masks: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, repr=False)
     cut: dict[tuple[torch.device, int], list[Part]] = field(default_factory=dict, repr=False)
     flex: dict[tuple[torch.device, int], Any] = field(
@@ -79,6 +81,9 @@ class Block:
 
     def _parts(self, device: torch.device, window: int) -> list[Part]:
         whole = self.stop - self.start
+        if self.read is not None:
+            before = self.read.stop - self.read.start
+            return [Part(slice(0, whole), [slice(0, before + whole)], _continued(before, whole, device, window))]
         fed = [n for n in self.lengths if n]
         apart = self.prompt**2 + sum(n * (self.prompt + n) for n in fed)
         if len(fed) < 2 or whole**2 - apart < APART * len(fed):
@@ -118,6 +123,15 @@ class Part:
 
 
 @dataclass
+class Kept:
+    """Keys and values of one pass, by attention layer, for another pass that goes on from them. Closed, it takes no more: not
+    those of a pass that is recomputed for its gradient."""
+
+    layers: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    closed: bool = False
+
+
+@dataclass
 class Layout:
     """Model input for a list of examples. R rows of T tokens (R=1 unless padded), N completion tokens, B completions.
 
@@ -129,6 +143,7 @@ class Layout:
             after it.
         target: [N] the completion tokens.
         length: [B] completion tokens of each completion.
+        kept: what attention leaves here, or, where blocks ``read``, goes on from.
     """
 
     input_ids: Tensor
@@ -138,6 +153,7 @@ class Layout:
     predict: Tensor
     target: Tensor
     length: Tensor
+    kept: Kept | None = None
 
     def to(self, device: torch.device) -> Layout:
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
@@ -163,6 +179,22 @@ def lay_out(examples: Sequence[Example], mode: Mode, closed: bool = False) -> La
                 ids.extend(c)
     positions = torch.cat([b.positions() for b in blocks])
     return Layout(torch.tensor([ids]), positions[None], None, blocks, torch.tensor(predict), *_targets(examples))
+
+
+def lay_out_after(first: Layout, examples: Sequence[Example]) -> Layout:
+    """Other completions of the prompts of ``first``, one each and in its order, which go on from what that pass kept. Each
+    prompt's last token is fed again: its state predicts the first of the completion."""
+    ids: list[int] = []
+    positions: list[int] = []
+    blocks: list[Block] = []
+    for block, e in zip(first.blocks, examples, strict=True):
+        fed = (e.prompt[-1], *e.completions[0][:-1])
+        before = block.prompt - 1
+        blocks.append(Block(len(ids), 0, [len(fed)], slice(block.start, block.start + before)))
+        ids.extend(fed)
+        positions += range(before, before + len(fed))
+    row, target = torch.tensor([ids]), _targets(examples)
+    return Layout(row, torch.tensor([positions]), None, blocks, torch.arange(len(ids)), *target, first.kept)
 
 
 def _padded(examples: Sequence[Example], closed: bool) -> Layout:

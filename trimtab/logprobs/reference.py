@@ -115,12 +115,14 @@ class Cached:
     def fill(self, examples: Sequence[Example], live: Reference, shard: int = 512) -> int:
         """Score what is missing with a live reference; returns how many completions that were."""
         added = 0
-        missing = {}
+        missing: dict[
+            tuple[int, ...], dict[tuple[bytes, ...], Example]
+        ] = {}  # rows with one prompt are scored together
         for e in examples:
             keys = completion_keys(e)
             if any(k not in self.cache for k in keys):
-                missing[tuple(keys)] = e
-        items = list(missing.items())
+                missing.setdefault(e.prompt, {})[tuple(keys)] = e
+        items = [item for rows in missing.values() for item in rows.items()]
         for start in range(0, len(items), shard):
             part = items[start : start + shard]
             logps = live.logps([e for _, e in part])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from trimtab.logprobs.chunk import token_logps
 from trimtab.logprobs.critic import NAME as CRITIC
 from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
-from trimtab.logprobs.layout import Layout, Mode, cost, lay_out
+from trimtab.logprobs.layout import Kept, Layout, Mode, cost, lay_out, lay_out_after
 from trimtab.logprobs.pages import keep_pages
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
@@ -169,7 +170,11 @@ def _hidden(decoder: nn.Module, layout: Layout, precision: torch.dtype) -> Tenso
 def _states(decoder: nn.Module, layout: Layout, precision: torch.dtype) -> Tensor:
     """[N, H] the hidden states that the layout reads, as the decoder gives them."""
     low = precision in (torch.bfloat16, torch.float16)
-    extra = {"trimtab_blocks": layout.blocks} if layout.blocks else {"attention_mask": layout.attention_mask}
+    extra: dict[str, Any] = {"attention_mask": layout.attention_mask}
+    if layout.blocks:
+        extra = {"trimtab_blocks": layout.blocks}
+    if layout.kept is not None:
+        extra["trimtab_kept"] = layout.kept
     with torch.autocast(layout.input_ids.device.type, dtype=precision if low else None, enabled=low):
         hidden = decoder(
             input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **extra
@@ -231,6 +236,20 @@ class Scorer:
         layout = lay_out(examples, self.mode, self.closed).to(self.device)
         return (model or self.model)(trimtab=layout), layout.length
 
+    def score_with(
+        self, examples: Sequence[Example], others: Sequence[Example], model: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """([N] token log-probs of one microbatch in the shared layout, with a graph; [M] those of one other completion of each of
+        its prompts, without one and with dropout off): each prompt is read once."""
+        scored, layout = model or self.model, lay_out(examples, "shared").to(self.device)
+        layout.kept = kept = Kept()
+        found = scored(trimtab=layout)
+        kept.closed = True
+        with evaluating(self.model):
+            more = scored(trimtab=lay_out_after(layout, others).to(self.device))
+        kept.layers.clear()
+        return found, more
+
     def columns(self, examples: Sequence[Example], extras: Extras, model: nn.Module | None = None) -> Tensor:
         """[N, 1 + extras] of one microbatch: the log-probs and what else was asked for."""
         layout = lay_out(examples, self.mode).to(self.device)
@@ -244,14 +263,37 @@ class Scorer:
             return Distribution(self.model(trimtab=layout, states=True), logits_of(base, precision))
 
     def score_all(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """The same for any number of examples, without a graph and with dropout off."""
+        """The same for any number of examples, without a graph and with dropout off; rows with one prompt share it."""
         if not examples:
             empty = torch.zeros(0, device=self.device)
             return empty, empty.long()
+        joined = self._joined(examples)
+        merged = [
+            replace(examples[rows[0]], completions=tuple(c for i in rows for c in examples[i].completions))
+            for rows in joined
+        ]
         with evaluating(self.model):
-            parts = [self.score([examples[i] for i in part]) for part in self.microbatches(examples)]
-        logps, lengths = zip(*parts, strict=True)
-        return torch.cat(logps), torch.cat(lengths)
+            parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged)]
+        order = [i for rows in joined for i in rows]
+        rows = torch.cat([logps for logps, _ in parts]).split([sum(map(len, examples[i].completions)) for i in order])
+        lengths = torch.tensor([len(c) for e in examples for c in e.completions], device=self.device)
+        return torch.cat([rows[j] for j in np.argsort(order)]), lengths
+
+    def _joined(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Indices of the examples that are scored as one: the same prompt, no more tokens together than the budget."""
+        groups: list[list[int]] = []
+        last: dict[tuple[int, ...], tuple[int, int]] = {}  # prompt -> its last group, and that group's tokens
+        for i, e in enumerate(examples):
+            tokens = cost(e, self.mode, self.closed)
+            group, used = last.get(e.prompt, (-1, 0))
+            more = tokens - len(e.prompt)
+            if self.mode == "shared" and group >= 0 and used + more <= self.budget:
+                groups[group].append(i)
+                last[e.prompt] = (group, used + more)
+            else:
+                groups.append([i])
+                last[e.prompt] = (len(groups) - 1, tokens)
+        return groups
 
     def completions(self, examples: Sequence[Example]) -> Completions:
         """The policy's log-probs alone, or the numbers of a reward model, as an objective would see them."""
@@ -325,6 +367,7 @@ def _compare(model: nn.Module, examples: Sequence[Example], mode: Mode) -> tuple
         plain, expected = zip(*(_with_gradient(_plain(model, e), weights) for e in examples), strict=True)
         install(model, base_model(model).dtype, mode)
         ours, got = _with_gradient(_laid_out(model, examples, mode), weights)
+        apart = _goes_on(model, examples) if mode == "shared" else 0.0
     finally:
         uninstall(model)
         model.train(training)
@@ -335,7 +378,17 @@ def _compare(model: nn.Module, examples: Sequence[Example], mode: Mode) -> tuple
         difference += (a - b).pow(2).sum().item()
     logps = torch.cat(plain)
     scale = logps.abs().max().clamp(min=1).item() if reward_head(model) is not None else 1.0
-    return (ours - logps).abs().max().item() / scale, (difference / max(norm, 1e-30)) ** 0.5
+    return max((ours - logps).abs().max().item() / scale, apart), (difference / max(norm, 1e-30)) ** 0.5
+
+
+def _goes_on(model: nn.Module, examples: Sequence[Example]) -> float:
+    """Largest difference of a log-prob between a pass and one that goes on from its prompts with the same completions."""
+    if reward_head(model) is not None:
+        return 0.0
+    rows = [replace(e, completions=e.completions[:1]) for e in examples]
+    with torch.no_grad():
+        found, again = Scorer(model, "shared", 0).score_with(rows, rows)
+    return (found - again).abs().max().item()
 
 
 def _checked(model: nn.Module) -> list[nn.Parameter]:

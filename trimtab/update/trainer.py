@@ -47,6 +47,8 @@ from trimtab.update.measure import Tally, measure
 
 MEMORY_FILE, CRITIC_FILE, COMPLETE_FILE = "objective_memory.safetensors", "critic.safetensors", "complete.json"
 REFERENCE_FILE = "reference.safetensors"  # of one that moved
+# mismatched completions, or what makes them of the policy's log-probs
+Unmatched = Completions | Callable[[Tensor], Completions] | None
 
 
 class _NoRoom(Exception):
@@ -260,9 +262,7 @@ class Update(Trainer):
         denominator = self.denominator(batch)
         asked = "mismatched" in self.objective.needs or isinstance(self.reference, AdapterOff)
         with whole(self.scorer.model) if asked else nullcontext():
-            unmatched = self._mismatched(batch)
-            with self._agreed():
-                reference = self._reference_logps([batch[i] for i in share])
+            reference, unmatched = self._constants(batch, share)
         learn = self._learn_together if self.objective.coupled or self.objective.has_memory() else self._learn_apart
         with self._agreed():
             if self.beside is not None:
@@ -338,7 +338,7 @@ class Update(Trainer):
         batch: list[Example],
         share: list[int],
         reference: list[Tensor | None],
-        unmatched: Completions | None,
+        unmatched: Unmatched,
         denominator: float,
     ) -> Tensor:
         """Rows do not depend on each other's policy log-probs: each microbatch is scored once and differentiated."""
@@ -347,7 +347,11 @@ class Update(Trainer):
         for part, context in self._parts(model, batch):
             with context:
                 examples = [batch[i] for i in part] or batch[:1]
-                scored = self._columns(examples, model)
+                if callable(unmatched):
+                    found, others = self.scorer.score_with(examples, mismatch(batch, self.context), model)
+                    scored, unmatched = found[:, None], unmatched(others)
+                else:
+                    scored = self._columns(examples, model)
                 if not part:  # this rank has no row left: it only joins the others' gradient reduction
                     self.accelerator.backward(scored.sum() * 0)
                     continue
@@ -366,11 +370,12 @@ class Update(Trainer):
         batch: list[Example],
         share: list[int],
         reference: list[Tensor | None],
-        unmatched: Completions | None,
+        unmatched: Unmatched,
         denominator: float,
     ) -> Tensor:
         """Rows depend on each other: score all without a graph, differentiate the loss by the log-probs, and push those
         gradients through each microbatch. Exact, for one more forward pass."""
+        assert not callable(unmatched)
         parts = self._parts(model, batch)
         states: list[Any] = []
         mine: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -481,11 +486,13 @@ class Update(Trainer):
     def _reference_logps(self, examples: Sequence[Example]) -> list[Tensor | None]:
         if "reference" not in self.objective.needs or not examples:
             return [None] * len(examples)
-        if "reference" in examples[0].columns:  # scored when the answers were sampled
-            return [e.columns["reference"] for e in examples]
+        known = [e.columns.get("reference") for e in examples]  # scored when the answers were sampled
+        asked = [e for e, logps in zip(examples, known, strict=True) if logps is None]
+        if not asked:
+            return known
         assert self.reference is not None
-        logps = self.reference.logps(examples)
-        return list(logps.split(_token_counts(examples)))
+        found = iter(self.reference.logps(asked).split(_token_counts(asked)))
+        return [next(found) if logps is None else logps for logps in known]
 
     @staticmethod
     def _pick(reference: list[Tensor | None], share: list[int], part: list[int], like: Tensor) -> Tensor | None:
@@ -493,18 +500,35 @@ class Update(Trainer):
         rows = [reference[where[i]] for i in part]
         return torch.cat(rows).to(like) if rows and rows[0] is not None else None  # type: ignore[arg-type]
 
-    def _mismatched(self, batch: Sequence[Example]) -> Completions | None:
-        """The whole batch's completions, each after another row's prompt, scored by all ranks together."""
-        if "mismatched" not in self.objective.needs:
-            return None
-        pairs = mismatch(batch, self.context)
-        share = self.share(len(pairs))
-        mine = [pairs[i] for i in share]
+    def _constants(self, batch: Sequence[Example], share: list[int]) -> tuple[list[Tensor | None], Unmatched]:
+        """What this step does not learn: the reference's log-probs of this rank's rows, and the whole batch's completions,
+        each after another row's prompt, scored by all ranks together; or what makes them of the policy's log-probs, where
+        those come from the pass that learns."""
+        asked = "mismatched" in self.objective.needs
+        pairs = mismatch(batch, self.context) if asked else []
+        mine = self.share(len(pairs))
+        others = [pairs[i] for i in mine]
         with self._agreed():
-            policy = self.scorer.score_all(mine)[0].split(_token_counts(mine))
-            refs = self._reference_logps(mine)
-        scored = self.gathered({i: (a.cpu(), b) for i, a, b in zip(share, policy, refs, strict=False)}, len(pairs))
-        return self._unmatched(pairs, [a for a, _ in scored], [b for _, b in scored])
+            once = self._reads_once(batch, pairs)
+            policy = () if once or not others else self.scorer.score_all(others)[0].split(_token_counts(others))
+            refs = self._reference_logps([*(batch[i] for i in share), *others])  # together: a prompt is read once
+        n = len(share)
+        if not asked or once:
+            return refs[:n], (lambda policy: self._unmatched(pairs, [policy], refs[n:])) if once else None
+        scored = self.gathered({i: (a.cpu(), b) for i, a, b in zip(mine, policy, refs[n:], strict=True)}, len(pairs))
+        return refs[:n], self._unmatched(pairs, [a for a, _ in scored], [b for _, b in scored])
+
+    def _reads_once(self, batch: Sequence[Example], pairs: Sequence[Example]) -> bool:
+        """Whether the mismatched completions go on from the prompts of the pass that learns: where that is one pass."""
+        costs = [cost(e, self.scorer.mode) for e in batch] + _token_counts(pairs)
+        return (
+            self.alone
+            and self.scorer.mode == "shared"
+            and not (self.extras or self.objective.coupled or self.objective.has_memory())
+            and 0 < len(pairs) == len(batch)
+            and all(len(e.completions) == 1 and e.completions[0] for e in pairs)
+            and sum(costs) <= self.scorer.budget
+        )
 
     def _unmatched(
         self, pairs: Sequence[Example], policy: Sequence[Tensor], refs: Sequence[Tensor | None]
