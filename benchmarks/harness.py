@@ -51,6 +51,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _unplaced(word: str) -> str:
+    """A path of this machine is nothing to the reader of a result."""
+    return Path(word).name if word.startswith("/") else word
+
+
 class Results:
     """What was asked, where it ran, and under ``runs`` one row for each measurement, written as soon as it is made.
 
@@ -60,7 +65,7 @@ class Results:
     def __init__(self, file: Path | None, asked: Mapping[str, Any], packages: Iterable[str] = (), **about: Any) -> None:
         self.file, asked = file, json.loads(json.dumps(asked))
         self.found: dict[str, Any] = {
-            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_unplaced, sys.argv[1:])]),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "asked": asked,
             "machine": machine(),
