@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,25 @@ class Small:
     def __init__(self, trainer: Update, tokens: int, error: Exception, early: bool = False) -> None:
         self.trainer, self.tokens, self.error, self.early = trainer, tokens, error, early
         self.last, self.half_done, self.calls = False, 0, 0
-        self.columns, self.backward = trainer._columns, trainer.accelerator.backward
-        trainer._columns, trainer.accelerator.backward = self.score, self.differentiate  # type: ignore[method-assign]
+        self.backward = trainer.accelerator.backward
+        trainer._columns = self.watched(trainer._columns)  # type: ignore[method-assign]
+        trainer.scorer.score_with = self.watched(trainer.scorer.score_with)  # type: ignore[method-assign]
+        trainer.accelerator.backward = self.differentiate  # type: ignore[method-assign]
 
-    def score(self, examples: Sequence[Example], model: Any, step: int | None = None) -> Tensor:
-        batch = self.trainer.current
-        share = [batch[i] for i in self.trainer.share(len(batch))]
-        self.last = bool(share) and examples[-1] is share[-1]
-        found = self.columns(examples, model, step)
-        if self.early and self.last and self.trainer.scorer.budget > self.tokens:
-            self.calls += 1
-            raise self.error
-        return found
+    def watched(self, score: Callable[..., Any]) -> Callable[..., Any]:
+        """A pass that learns, which may be the step's last."""
+
+        def scored(examples: Sequence[Example], *more: Any, **named: Any) -> Any:
+            batch = self.trainer.current
+            share = [batch[i] for i in self.trainer.share(len(batch))]
+            self.last = bool(share) and examples[-1] is share[-1]
+            found = score(examples, *more, **named)
+            if self.early and self.last and self.trainer.scorer.budget > self.tokens:
+                self.calls += 1
+                raise self.error
+            return found
+
+        return scored
 
     def differentiate(self, loss: Tensor, **more: Any) -> None:
         if not self.early and self.last and self.trainer.scorer.budget > self.tokens:
