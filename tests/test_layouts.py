@@ -237,8 +237,8 @@ def test_only_groups_that_gain_are_cut() -> None:
     for (prompt, lengths), number in sizes.items():
         parts = Block(7, prompt, list(lengths)).parts(device)
         assert len(parts) == number
-        rows = [r for part in parts for r in range(part.rows.start, part.rows.stop)]
-        assert rows == list(range(prompt + sum(lengths)))  # every token once, in order
+        assert [part.rows for part in parts] in ([prompt + sum(lengths)], [prompt, *filter(None, lengths)])
+        assert [part.after for part in parts] == [False, *[True] * (number - 1)]
 
 
 @pytest.mark.parametrize("kind", FALLS_BACK)
@@ -282,16 +282,21 @@ def test_our_attention_without_a_layout_is_refused() -> None:
 
 
 def test_bfloat16_attention_in_matrix_products_is_attention() -> None:
-    """Against torch's own in float64, within what rounding to 8 bits may do; prompt of 5, completions of 3 and 4."""
+    """Against torch's own in float64, gradient too, within what 8 bits may do; prompt of 5, completions of 3 and 4."""
     torch.manual_seed(0)
     block = Block(0, 5, (3, 4))
-    q, k, v = torch.randn(1, 6, 12, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
-    wanted = scaled_dot_product_attention(
-        q.double(), k.double(), v.double(), attn_mask=block.mask(q.device), scale=0.5, enable_gqa=True
-    )
-    found = attention._plain_bfloat16(q, k, v.bfloat16(), block.mask(q.device), 0.5)
+    q, k, v = (torch.randn(1, heads, 12, 8, requires_grad=True) for heads in (6, 2, 2))
+    slope, mask = torch.randn(1, 6, 12, 8), block.mask(q.device)
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    wanted = scaled_dot_product_attention(*exact, attn_mask=mask, scale=0.5, enable_gqa=True)
+    found = attention._plain_bfloat16(q, k, v.bfloat16(), mask, 0.5)
     assert (found.double() - wanted).abs().max() < 0.03
     assert not torch.allclose(wanted, wanted.roll(1, 2), atol=0.3)
+    wanted.backward(slope.double())
+    found.backward(slope.bfloat16())
+    for ours, theirs in zip((q, k, v), exact, strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() < 0.02 * theirs.grad.norm()
 
 
 def table() -> str:

@@ -6,6 +6,7 @@ model as a keyword argument, say who may attend to whom. Each group is one small
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from trimtab.errors import ModelError
-from trimtab.logprobs.layout import Block, Kept
+from trimtab.logprobs.layout import Block, Kept, Part
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
@@ -58,9 +59,8 @@ def grouped_attention(
         row = whole_row(query, key, value, trimtab_blocks, scaling, sliding_window or 0, softcap or 0.0)
         return row.transpose(1, 2).contiguous(), None
     pieces = []
-    for block in trimtab_blocks:
-        here = slice(block.start, block.stop)
-        q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]
+    lengths = [block.stop - block.start for block in trimtab_blocks]
+    for block, q, k, v in zip(trimtab_blocks, *(t.split(lengths, 2) for t in (query, key, value)), strict=True):
         if block.read is not None:
             assert trimtab_kept is not None
             k, v = (
@@ -68,9 +68,11 @@ def grouped_attention(
                 for old, new in zip(trimtab_kept.layers[module], (k, v), strict=True)
             )
         window = sliding_window if sliding_window and sliding_window < k.shape[2] else 0
-        for part in block.parts(q.device, window):
-            k_seen, v_seen = (_joined(t, part.columns) for t in (k, v))
-            pieces.append(_attend(q[:, :, part.rows], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))
+        parts = block.parts(q.device, window)
+        rows, keys, values = (_cut(t, parts) for t in (q, k, v))
+        for n, part in enumerate(parts):
+            k_seen, v_seen = (torch.cat([t[0], t[n]], 2) if part.after else t[n] for t in (keys, values))
+            pieces.append(_attend(rows[n], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))
     out = torch.cat(pieces, dim=2)
     return out.transpose(1, 2).contiguous(), None
 
@@ -102,8 +104,9 @@ def _attend(
     )
 
 
-def _joined(t: Tensor, columns: list[slice]) -> Tensor:
-    return t[:, :, columns[0]] if len(columns) == 1 else torch.cat([t[:, :, c] for c in columns], 2)
+def _cut(t: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
+    """The rows of each part. Not slices: the gradient of each would be as long as what it was taken from."""
+    return t.split([part.rows for part in parts], 2) if len(parts) > 1 else [t]
 
 
 def _square(mask: Tensor | None, q: Tensor) -> Tensor:
@@ -123,7 +126,10 @@ def _plain_bfloat16(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: floa
     heads, groups, rows, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
     q, k = q.to(v.dtype), k.to(v.dtype)  # rotary embeddings leave float32 under autocast
     together = (q * (scaling if scaling is not None else width**-0.5)).reshape(groups, -1, width)
-    scores = (together @ k[0].transpose(1, 2)).view(heads, rows, -1).masked_fill(~mask, -torch.inf)
+    scores = (together @ k[0].transpose(1, 2)).view(heads, rows, -1)
+    scores.detach().masked_fill_(
+        ~mask, -torch.inf
+    )  # unseen by autograd: where the weight is 0, the softmax's gradient is
     weights = scores.softmax(-1).view(groups, -1, k.shape[2])
     return (weights @ v[0]).view(1, heads, rows, width)
 

@@ -83,20 +83,14 @@ class Block:
         whole = self.stop - self.start
         if self.read is not None:
             before = self.read.stop - self.read.start
-            return [Part(slice(0, whole), [slice(0, before + whole)], _continued(before, whole, device, window))]
+            return [Part(whole, _continued(before, whole, device, window))]
         fed = [n for n in self.lengths if n]
         apart = self.prompt**2 + sum(n * (self.prompt + n) for n in fed)
         if len(fed) < 2 or whole**2 - apart < APART * len(fed):
             plain = self.causal and not window
-            return [Part(slice(0, whole), [slice(0, whole)], None if plain else self.mask(device, window))]
-        prompt = slice(0, self.prompt)
-        found = [Part(prompt, [prompt], Block(0, self.prompt, []).mask(device, window) if window else None)]
-        start = self.prompt
-        for n in fed:
-            own = slice(start, start + n)
-            found.append(Part(own, [prompt, own], _continued(self.prompt, n, device, window)))
-            start += n
-        return found
+            return [Part(whole, None if plain else self.mask(device, window))]
+        prompt = Part(self.prompt, Block(0, self.prompt, []).mask(device, window) if window else None)
+        return [prompt, *(Part(n, _continued(self.prompt, n, device, window), after=True) for n in fed)]
 
     def sizes(self) -> Tensor:
         return torch.tensor([self.prompt, *self.lengths])
@@ -115,11 +109,17 @@ def _continued(prompt: int, length: int, device: torch.device, window: int) -> T
 
 @dataclass
 class Part:
-    """Rows of a block, the columns that they attend to, and the mask between them; None: causal."""
+    """Consecutive rows of a block, which attend to each other.
 
-    rows: slice
-    columns: list[slice]
+    Attributes:
+        rows: how many.
+        mask: [rows, columns] bool; None: causal.
+        after: whether they attend to the rows of the first part, too, which come first among the columns.
+    """
+
+    rows: int
     mask: Tensor | None
+    after: bool = False
 
 
 @dataclass

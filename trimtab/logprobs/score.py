@@ -23,6 +23,7 @@ from trimtab.logprobs.critic import NAME as CRITIC
 from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
 from trimtab.logprobs.layout import Kept, Layout, Mode, cost, lay_out, lay_out_after
+from trimtab.logprobs.norm import fuse, unfuse
 from trimtab.logprobs.pages import keep_pages
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
@@ -73,6 +74,7 @@ def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
         return _completion_logps(base, trimtab, precision, extras)
 
     model.forward = forward
+    fuse(base)
     if mode != "padded":
         setattr(base, STOCK, base.config._attn_implementation)
         base.set_attn_implementation(attention.NAME)
@@ -82,6 +84,7 @@ def uninstall(model: nn.Module) -> None:
     """Undo :func:`install`: the model is again what transformers loaded."""
     vars(model).pop("forward", None)
     base = base_model(model)
+    unfuse(base)
     if base.config._attn_implementation == attention.NAME:
         base.set_attn_implementation(getattr(base, STOCK))
 
@@ -101,6 +104,7 @@ def uninstalled(model: nn.Module) -> Iterator[None]:
             base.add_module(CRITIC, critic)
         if forward is not None:
             model.forward = forward
+            fuse(base)
         if attending == attention.NAME:
             base.set_attn_implementation(attending)
 
@@ -131,6 +135,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if training:
             model.train()
+
+
+@contextmanager
+def casts_kept() -> Iterator[None]:
+    """Weights that autocast converts are converted once while this lasts, not in every pass. Only for passes that come before
+    the weights change, and not for one that learns after one without a graph: not every torch gives its weights one then."""
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
 
 
 def _completion_logps(base: Any, layout: Layout, precision: torch.dtype, extras: Extras | None = None) -> Tensor:
@@ -272,7 +288,7 @@ class Scorer:
             replace(examples[rows[0]], completions=tuple(c for i in rows for c in examples[i].completions))
             for rows in joined
         ]
-        with evaluating(self.model):
+        with evaluating(self.model), casts_kept():
             parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged)]
         order = [i for rows in joined for i in rows]
         rows = torch.cat([logps for logps, _ in parts]).split([sum(map(len, examples[i].completions)) for i in order])

@@ -36,7 +36,7 @@ from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Extras, gumbel
 from trimtab.logprobs.layout import cost
 from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy, Reference, mismatch
-from trimtab.logprobs.score import Scorer, base_model, evaluating
+from trimtab.logprobs.score import Scorer, base_model, casts_kept, evaluating
 from trimtab.logprobs.scored import EXTRAS, Completions
 from trimtab.logprobs.sharded import is_sharded, load_whole, remember_structure, whole
 from trimtab.objectives.base import Objective
@@ -263,8 +263,11 @@ class Update(Trainer):
         asked = "mismatched" in self.objective.needs or isinstance(self.reference, AdapterOff)
         with whole(self.scorer.model) if asked else nullcontext():
             reference, unmatched = self._constants(batch, share)
-        learn = self._learn_together if self.objective.coupled or self.objective.has_memory() else self._learn_apart
-        with self._agreed():
+        together = self.objective.coupled or self.objective.has_memory()
+        learn = self._learn_together if together else self._learn_apart
+        # of shards, what is converted would be the whole model
+        once = nullcontext() if together or is_sharded(self.scorer.model) else casts_kept()
+        with self._agreed(), once:
             if self.beside is not None:
                 self._learn_beside(model)
             return learn(model, batch, share, reference, unmatched, denominator)
