@@ -1,7 +1,8 @@
-"""How near DPO comes to the best matrix-product rate of this machine, and what the rest of the time is spent on.
+"""How near DPO and KTO come to the best matrix-product rate of this machine, and what the rest of the time is spent on.
 
     python benchmarks/roofline.py                              # SmolLM2, batch 4 and 8, full and LoRA, 1 and 2 threads
     python benchmarks/roofline.py --threads-of 2 --batches 4 --finetune full
+    python benchmarks/roofline.py --method kto --threads-of 2 --batches 4 --finetune full --output FILE
     python benchmarks/roofline.py --model tiny --batches 4 --repetitions 1 --steps 1 --output FILE      # does it run?
     python benchmarks/roofline.py --table FILE
 
@@ -9,7 +10,8 @@ share = minimal FLOPs / (seconds x rate)
 
 Minimal FLOPs: the matrix products of forward and backward at the positions that are needed (``minimal_flops``): each prompt
 once, no padding, the vocabulary projection at completion positions only, attention over allowed pairs only, no product whose
-gradient nobody reads (frozen weights), nothing recomputed, and the reference's forward pass. Softmax, norms, AdamW count 0.
+gradient nobody reads (frozen weights), nothing recomputed, and the reference's forward pass. KTO's mismatched completions go
+on from their prompts, forward only, by policy and reference. Softmax, norms, AdamW count 0.
 Seconds: an optimiser step as a run makes it, and the reference's share (full: the pass that fills its cache; LoRA: the
 switched-off adapter in each step). HH pairs in random order, not in groups of equal length.
 Rate, measured in the same process before and after, best of both: ``square`` the best of products of n x n matrices;
@@ -49,7 +51,8 @@ GROUPS = (
 
 def main() -> None:
     ask = harness.arguments(__doc__, repetitions=3)
-    ask.add_argument("--batches", type=int, nargs="+", default=[4, 8], help="pairs of a step")
+    ask.add_argument("--method", choices=("dpo", "kto"), default="dpo")
+    ask.add_argument("--batches", type=int, nargs="+", default=[4, 8], help="pairs (thumbs for KTO) of a step")
     ask.add_argument("--finetune", nargs="+", choices=("full", "lora"), default=["full", "lora"])
     ask.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     ask.add_argument("--threads-of", type=int, nargs="+", default=[1, 2], help="numbers of threads")
@@ -62,7 +65,7 @@ def main() -> None:
         return print(tables(json.loads(asked.table.read_text())))
     results = Results(
         asked.output or harness.RESULTS / "roofline.json",
-        {"seed": asked.seed, "model": asked.model, "steps": asked.steps},
+        {"seed": asked.seed, "model": asked.model, "steps": asked.steps, "method": asked.method},
     )
     scratch = Path(tempfile.mkdtemp(prefix="roofline-"))
     try:
@@ -74,7 +77,13 @@ def main() -> None:
             for size in asked.batches
             for threads in asked.threads_of
         ]
-        more = {"do": "run", "scratch": str(scratch), "model": asked.model, "steps": asked.steps}
+        more = {
+            "do": "run",
+            "scratch": str(scratch),
+            "model": asked.model,
+            "steps": asked.steps,
+            "method": asked.method,
+        }
         jobs = [(key, {**job, **more}) for key, job in harness.interleaved(keys, asked)]
         results.measure(jobs, lambda r: f"{seconds(r):.2f} s a step, {share(r, 'square'):.0%} of the square rate")
     finally:
@@ -112,6 +121,7 @@ def minimal_flops(
     *,
     rank: int | None = None,
     reference: bool = True,
+    beside: Sequence[int] = (),
 ) -> dict[str, float]:
     """FLOPs (2 a multiply-add) of one optimiser step: ``linear``, ``attention``, ``head``.
 
@@ -119,7 +129,17 @@ def minimal_flops(
         rows: (prompt tokens, tokens of each completion). The last token of a completion is not fed.
         rank: of a LoRA adapter on every linear map of the layers; None trains all weights.
         reference: whether its forward pass counts.
+        beside: tokens of another completion of each row, which is scored and not learned from (KTO's mismatched ones).
     """
+    if beside:  # after a prompt that has been read: the work with them less the work without
+        wider = [(p, [*cs, c]) for (p, cs), c in zip(rows, beside, strict=True)]
+        learned, without, both = (
+            minimal_flops(shape, rows, rank=rank, reference=reference),
+            minimal_flops(shape, rows, reference=False),
+            minimal_flops(shape, wider, reference=False),
+        )
+        passes = 2 if reference else 1  # forward only, a third of what learning takes
+        return {part: learned[part] + passes * (both[part] - without[part]) / 3 for part in learned}
     fed = sum(p + sum(c - 1 for c in cs) for p, cs in rows)
     scored = sum(c for _, cs in rows for c in cs)
     # a prompt token sees those before it and itself; a completion's, the prompt too
@@ -195,10 +215,13 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     random.Random(job["seed"]).shuffle(pairs)
     per = (steps + 1) * size
     examples = pairs[job["repetition"] * per : (job["repetition"] + 1) * per]
+    if job["method"] == "kto":
+        examples = engine.thumbs(examples, job["seed"])
     lora = job["finetune"] == "lora"
     config = engine.run_config(
         size,
         job["seed"],
+        method=job["method"],
         precision=job["precision"],
         finetune=job["finetune"],
         reference="adapter" if lora else "cache",
@@ -207,7 +230,10 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     shape, dtype = shape_of(model.config), getattr(torch, job["precision"])
     timed = examples[size:]
     rows = [(len(e.prompt), [len(c) for c in e.completions]) for e in timed]
-    flops = minimal_flops(shape, rows, rank=config.lora_rank if lora else None)
+    # KTO's mismatched completions: another row's of the same batch
+    batches = [timed[a : a + size] for a in range(0, len(timed), size)]
+    beside = [len(e.completions[0]) for b in batches for e in engine.asked_of_reference(b, config)[len(b) :]]
+    flops = minimal_flops(shape, rows, rank=config.lora_rank if lora else None, beside=beside)
     before = rates(shape, rows, size, dtype)
     with tempfile.TemporaryDirectory() as folder, attention_marked():
         clock, beforehand, begun, trainer = engine.trained(config, model, examples, Path(folder))

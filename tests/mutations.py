@@ -80,6 +80,7 @@ MUTATIONS = [
     Mutation("the scale left out of the gradient", "logprobs/chunk.py", "if ctx.scale != 1.0:", "if False:", "test_chunk.py"),
     Mutation("overwritten probabilities used again", "logprobs/chunk.py", "kept, ctx.kept = ctx.kept, None", "kept = ctx.kept", "test_chunk.py"),
     Mutation("memory given back", "logprobs/pages.py", "mallopt(MMAP_MAX, 0), ", "", "test_pages.py"),
+    Mutation("kernels of every shape are kept", "logprobs/score.py", "    keep_few_kernels()\n", "", "test_pages.py -k kernels"),
     Mutation("the user's own settings overruled", "logprobs/pages.py", "return False\n    try", "pass\n    try", "test_pages.py"),
     Mutation("flex: another answer is seen", "logprobs/flex.py", "(q >= k) & (group[q] == group[k]) & own & near", "(q >= k) & (group[q] == group[k]) & near", "test_flex.py"),
     Mutation("flex: another prompt is seen", "logprobs/flex.py", "(q >= k) & (group[q] == group[k]) & own", "(q >= k) & own", "test_flex.py"),
@@ -92,6 +93,8 @@ MUTATIONS = [
     Mutation("norms: the last one rounded", "logprobs/norm.py", "module.forward = MethodType(_normed, module)", "module.forward = MethodType(_normed_for_products, module)", "test_norm.py -k autocasts"),
     Mutation("norms: left behind", "logprobs/score.py", "    unfuse(base)\n", "", "test_norm.py -k uninstalled"),
     Mutation("casts kept for ever", "logprobs/score.py", "            torch.clear_autocast_cache()", "            pass", "test_norm.py -k converted"),
+    Mutation("casts not kept in a step", "update/trainer.py", "once = nullcontext() if together or", "once = nullcontext() if True or together or", "test_norm.py -k step_converts"),
+    Mutation("casts not kept in scoring", "logprobs/score.py", "with evaluating(self.model), casts_kept():", "with evaluating(self.model):", "test_norm.py -k scoring_converts"),
     Mutation("bfloat16 attention: nothing masked", "logprobs/attention.py", "scores.detach().masked_fill_", "scores.detach().masked_fill", "test_layouts.py -k matrix_products"),
     Mutation("keys learn nothing", "logprobs/attention.py", "rows, keys, values = (_cut(t, parts) for t in (q, k, v))", "rows, keys, values = (_cut(t, parts) for t in (q, k.detach(), v))", "test_layouts.py -k llama"),
     # weights in low precision

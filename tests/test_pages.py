@@ -1,4 +1,4 @@
-"""A process that trains keeps the memory that it frees, where glibc can be asked to."""
+"""A process that trains keeps the memory that it frees, where glibc can be asked to, and few kernels."""
 
 from __future__ import annotations
 
@@ -41,9 +41,25 @@ print(before - held() > 90, held())
 """
 
 
+KERNELS = """
+import sys
+from pathlib import Path
+import torch
+from trimtab.logprobs.score import install
+from tests import tiny
+install(tiny.model(torch.float32), torch.bfloat16, "shared")
+held = lambda: int(Path("/proc/self/statm").read_text().split()[0]) * 4096 / 1e6  # addresses, touched or not
+weight, before = torch.ones(64, 64, dtype=torch.bfloat16), held()
+for n in range(1, 1001):  # each a shape of its own
+    torch.ones(n, 64, dtype=torch.bfloat16) @ weight
+print(True, held() - before)
+"""
+
+
 def run(script: str, **more: str) -> tuple[bool, float]:
     """What the script prints, in a process of its own."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    theirs = ("GLIBC_TUNABLES", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in theirs}
     out = subprocess.run(
         [sys.executable, "-c", script], env={**clean, **more}, capture_output=True, text=True, check=True
     )
@@ -65,6 +81,17 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
 def test_what_is_free_can_be_given_back() -> None:
     """Also the holes below memory that is still in use."""
     assert run(RETURNED)[0]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells how much memory is mapped")
+def test_few_kernels_are_kept_unless_the_user_says_otherwise() -> None:
+    """Most of a thousand shapes' kernels are forgotten; with the user's own setting they are not."""
+    many = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2000", "LRU_CACHE_CAPACITY": "2000"}
+    _, unlimited = run(KERNELS, **many)
+    if unlimited < 100:
+        pytest.skip(f"bfloat16 products leave no kernels here ({unlimited:.0f} MB of a thousand shapes)")
+    _, limited = run(KERNELS)
+    assert limited < unlimited / 2, (limited, unlimited)
 
 
 # of peft, by the old name

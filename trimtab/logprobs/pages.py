@@ -1,7 +1,10 @@
-"""Memory that a step gives back is kept for the next one, on a CPU with glibc.
+"""Memory that a step gives back is kept for the next one, on a CPU with glibc; and few of oneDNN's kernels are kept.
 
 glibc returns every large block to the system when it is freed, and the system clears each page anew when it is touched again:
 a step of SmolLM2 took 150,000 to 270,000 page faults, a fifth of its time (docs/decisions.md).
+
+oneDNN writes a kernel for every shape of a bfloat16 product, 0.3 MB each, and keeps the last 1,024 of them; torch's interface to
+it keeps 1,024 of its own. Without padding nearly every row has a shape of its own: 0.6 GB of kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +15,16 @@ import os
 from functools import cache
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
+KERNELS = (
+    256  # more than a layer's products have shapes in one microbatch: with fewer, each layer would write them anew
+)
+
+
+def keep_few_kernels() -> None:
+    """Ask oneDNN to keep :data:`KERNELS` shapes, in this process. It reads this before its first product; what the user
+    has set stays."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS))
 
 
 @cache

@@ -24,7 +24,7 @@ from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
 from trimtab.logprobs.layout import Kept, Layout, Mode, cost, lay_out, lay_out_after
 from trimtab.logprobs.norm import fuse, unfuse
-from trimtab.logprobs.pages import keep_pages
+from trimtab.logprobs.pages import keep_few_kernels, keep_pages
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
 
@@ -61,6 +61,7 @@ def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
     base = base_model(model)
     uninstall(model)
     keep_pages()
+    keep_few_kernels()
     plain = model.forward
     setattr(base, PRECISION, precision)
 

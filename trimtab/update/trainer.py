@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -47,8 +47,16 @@ from trimtab.update.measure import Tally, measure
 
 MEMORY_FILE, CRITIC_FILE, COMPLETE_FILE = "objective_memory.safetensors", "critic.safetensors", "complete.json"
 REFERENCE_FILE = "reference.safetensors"  # of one that moved
-# mismatched completions, or what makes them of the policy's log-probs
-Unmatched = Completions | Callable[[Tensor], Completions] | None
+
+
+class _StillToRead(NamedTuple):
+    """Mismatched completions that the pass which learns scores, too, and their reference's log-probs."""
+
+    examples: list[Example]
+    reference: list[Tensor | None]
+
+
+Unmatched = Completions | _StillToRead | None
 
 
 class _NoRoom(Exception):
@@ -350,9 +358,10 @@ class Update(Trainer):
         for part, context in self._parts(model, batch):
             with context:
                 examples = [batch[i] for i in part] or batch[:1]
-                if callable(unmatched):
-                    found, others = self.scorer.score_with(examples, mismatch(batch, self.context), model)
-                    scored, unmatched = found[:, None], unmatched(others)
+                if isinstance(unmatched, _StillToRead):
+                    found, others = self.scorer.score_with(examples, unmatched.examples, model)
+                    scored = found[:, None]
+                    unmatched = self._unmatched(unmatched.examples, [others], unmatched.reference)
                 else:
                     scored = self._columns(examples, model)
                 if not part:  # this rank has no row left: it only joins the others' gradient reduction
@@ -378,7 +387,7 @@ class Update(Trainer):
     ) -> Tensor:
         """Rows depend on each other: score all without a graph, differentiate the loss by the log-probs, and push those
         gradients through each microbatch. Exact, for one more forward pass."""
-        assert not callable(unmatched)
+        assert not isinstance(unmatched, _StillToRead)
         parts = self._parts(model, batch)
         states: list[Any] = []
         mine: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -505,8 +514,7 @@ class Update(Trainer):
 
     def _constants(self, batch: Sequence[Example], share: list[int]) -> tuple[list[Tensor | None], Unmatched]:
         """What this step does not learn: the reference's log-probs of this rank's rows, and the whole batch's completions,
-        each after another row's prompt, scored by all ranks together; or what makes them of the policy's log-probs, where
-        those come from the pass that learns."""
+        each after another row's prompt, scored by all ranks together, where the pass that learns does not read them, too."""
         asked = "mismatched" in self.objective.needs
         pairs = mismatch(batch, self.context) if asked else []
         mine = self.share(len(pairs))
@@ -517,7 +525,7 @@ class Update(Trainer):
             refs = self._reference_logps([*(batch[i] for i in share), *others])  # together: a prompt is read once
         n = len(share)
         if not asked or once:
-            return refs[:n], (lambda policy: self._unmatched(pairs, [policy], refs[n:])) if once else None
+            return refs[:n], _StillToRead(pairs, refs[n:]) if once else None
         scored = self.gathered({i: (a.cpu(), b) for i, a, b in zip(mine, policy, refs[n:], strict=True)}, len(pairs))
         return refs[:n], self._unmatched(pairs, [a for a, _ in scored], [b for _, b in scored])
 
