@@ -91,16 +91,13 @@ def measure(asked: Any) -> Results:
         samples: dict[str, Any] = {}
         for size in asked.batches:
             n = asked.steps or STEPS.get(size, 1)
-            order = list(range(info["pairs"]))
-            random.Random(asked.seed).shuffle(order)
-            per = (n + 1) * size  # with the warm-up batch
-            if per * asked.repetitions > len(order):
+            if (n + 1) * size * asked.repetitions > info["pairs"]:
                 sys.exit(
-                    f"{asked.repetitions} repetitions of {n + 1} batches of {size} need more than {len(order)} rows"
+                    f"{asked.repetitions} repetitions of {n + 1} batches of {size} need more than {info['pairs']} rows"
                 )
             timed = n * size * asked.repetitions
-            samples[str(size)] = {"batches": n, "timed_pairs": timed, "share_of_epoch": timed / len(order)}
-            rows = [order[k * per : (k + 1) * per] for k in range(asked.repetitions)]
+            samples[str(size)] = {"batches": n, "timed_pairs": timed, "share_of_epoch": timed / info["pairs"]}
+            rows = drawn(info["pairs"], size, n, asked.repetitions, asked.seed)
             sorted_rows = grouped(rows, size, lengths, asked.seed)
             keys = [{"batch_size": size, "setting": name} for name in names]
             for key, job in harness.interleaved(keys, asked):
@@ -115,6 +112,13 @@ def measure(asked: Any) -> Results:
         return results
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def drawn(rows: int, size: int, batches: int, repetitions: int, seed: int) -> list[list[int]]:
+    """Numbers of the rows of each repetition; its first batch warms up."""
+    order, per = list(range(rows)), (batches + 1) * size
+    random.Random(seed).shuffle(order)
+    return [order[k * per : (k + 1) * per] for k in range(repetitions)]
 
 
 def grouped(rows: list[list[int]], size: int, lengths: list[int], seed: int) -> list[list[int]]:

@@ -63,7 +63,7 @@ from trimtab.update.callbacks import peak_memory_gb
 from trimtab.update.trainer import Batches, Update
 from trimtab.update.weights import no_dropout, with_adapter
 
-# Fitted on SmolLM2-135M (benchmarks/plan_vs_measured.py, rows 0-2, 4, 6, 8, 9, 11; 2026-11-22). The other five: -14 to +6 %.
+# Fitted on SmolLM2-135M (benchmarks/plan_vs_measured.py, rows 0-2, 4, 6, 8, 9, 11; 2026-11-22). The other five: -11 to +4 %.
 PASS, HOLES = 1.2, 1.0
 FEW, MORE = 1, 3  # layers of the models whose step is timed
 PATIENCE = 60.0  # seconds for steps of the whole model
