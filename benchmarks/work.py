@@ -35,14 +35,14 @@ def main() -> None:
 def table(found: dict[str, Any]) -> str:
     import engine
 
-    from trimtab.models import load_model
+    from trimtab.planner import sizes_of
 
     asked = found["asked"]
     config = engine.run_config(method=asked["method"])
     rows = engine.hh_examples(engine.run_config())
     if asked["method"] == "kto":
         rows = engine.thumbs(rows, asked["seed"])
-    shape = shape_of(load_model(found["model"]).config)
+    shape = shape_of(sizes_of(found["model"]))
     lines = []
     for size in sorted({r["batch_size"] for r in found["runs"]}):
         n = asked["steps"] or STEPS.get(size, 1)

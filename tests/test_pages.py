@@ -42,13 +42,13 @@ print(before - held() > 90, held())
 
 
 KERNELS = """
-import sys
+import os
 from pathlib import Path
 import torch
 from trimtab.logprobs.score import install
 from tests import tiny
 install(tiny.model(torch.float32), torch.bfloat16, "shared")
-held = lambda: int(Path("/proc/self/statm").read_text().split()[0]) * 4096 / 1e6  # addresses, touched or not
+held = lambda: int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") / 1e6  # touched or not
 weight, before = torch.ones(64, 64, dtype=torch.bfloat16), held()
 for n in range(1, 1001):  # each a shape of its own
     torch.ones(n, 64, dtype=torch.bfloat16) @ weight

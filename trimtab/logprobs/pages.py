@@ -15,9 +15,8 @@ import os
 from functools import cache
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
-KERNELS = (
-    256  # more than a layer's products have shapes in one microbatch: with fewer, each layer would write them anew
-)
+# More than a layer's products have shapes in one microbatch: with fewer, each layer would write them anew.
+KERNELS = 256
 
 
 def keep_few_kernels() -> None:

@@ -514,7 +514,7 @@ class Update(Trainer):
 
     def _constants(self, batch: Sequence[Example], share: list[int]) -> tuple[list[Tensor | None], Unmatched]:
         """What this step does not learn: the reference's log-probs of this rank's rows, and the whole batch's completions,
-        each after another row's prompt, scored by all ranks together, where the pass that learns does not read them, too."""
+        each after another row's prompt: scored by all ranks together, or left to the pass that learns."""
         asked = "mismatched" in self.objective.needs
         pairs = mismatch(batch, self.context) if asked else []
         mine = self.share(len(pairs))
