@@ -17,11 +17,14 @@ from transformers import AttentionInterface
 
 from trimtab.errors import ModelError
 from trimtab.logprobs.layout import Block, Kept, Part
+from trimtab.logprobs.squares import ROWS, Square, attend
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
-KERNEL = 4  # raise it when a change here moves any number: the reference cache's name carries it
-PLAIN = 1024  # tokens of a group up to which bfloat16 attention on a CPU is spelled out in matrix products
+KERNEL = 5  # raise it when a change here moves any number: the reference cache's name carries it
+# Tokens of a group up to which bfloat16 attention on a CPU is spelled out in matrix products; float32 up to half as many, and
+# from SHORT on: below it torch's kernel is as quick.
+PLAIN, SHORT = 1024, 128
 
 
 def grouped_attention(
@@ -58,21 +61,26 @@ def grouped_attention(
 
         row = whole_row(query, key, value, trimtab_blocks, scaling, sliding_window or 0, softcap or 0.0)
         return row.transpose(1, 2).contiguous(), None
+    parts = [b.parts(query.device, _window(sliding_window, b)) for b in trimtab_blocks]
+    kept = trimtab_kept.layers[module] if goes_on and trimtab_kept is not None else None
+    if (
+        _in_products(value, max(_columns(part) for own in parts for part in own))
+        and not (softcap or dropout)
+        and s_aux is None
+    ):
+        scale = scaling if scaling is not None else query.shape[3] ** -0.5
+        return attend(query, key, value, _squares(trimtab_blocks, parts), scale, kept), None
     pieces = []
     lengths = [block.stop - block.start for block in trimtab_blocks]
-    for block, q, k, v in zip(trimtab_blocks, *(t.split(lengths, 2) for t in (query, key, value)), strict=True):
+    rows = zip(trimtab_blocks, parts, *(t.split(lengths, 2) for t in (query, key, value)), strict=True)
+    for block, own, q, k, v in rows:
         if block.read is not None:
-            assert trimtab_kept is not None
-            k, v = (
-                torch.cat([old[:, :, block.read], new], 2)
-                for old, new in zip(trimtab_kept.layers[module], (k, v), strict=True)
-            )
-        window = sliding_window if sliding_window and sliding_window < k.shape[2] else 0
-        parts = block.parts(q.device, window)
-        rows, keys, values = (_cut(t, parts) for t in (q, k, v))
-        for n, part in enumerate(parts):
+            assert kept is not None
+            k, v = (torch.cat([old[:, :, block.read], new], 2) for old, new in zip(kept, (k, v), strict=True))
+        asked, keys, values = (_cut(t, own) for t in (q, k, v))
+        for n, part in enumerate(own):
             k_seen, v_seen = (torch.cat([t[0], t[n]], 2) if part.after else t[n] for t in (keys, values))
-            pieces.append(_attend(rows[n], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))
+            pieces.append(_attend(asked[n], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))
     out = torch.cat(pieces, dim=2)
     return out.transpose(1, 2).contiguous(), None
 
@@ -90,8 +98,6 @@ def _attend(
     """q [1, heads, R, D], k and v [1, kv heads, C, D], mask [R, C] or None for causal -> [1, heads, R, D]."""
     if softcap or sinks is not None:
         return _spelled_out(q, k, v, _square(mask, q), scaling, dropout, softcap, sinks)
-    if v.dtype == torch.bfloat16 and v.device.type == "cpu" and not dropout and v.shape[2] <= PLAIN:
-        return _plain_bfloat16(q, k, v, _square(mask, q), scaling)
     return scaled_dot_product_attention(
         q,
         k,
@@ -102,6 +108,34 @@ def _attend(
         scale=scaling,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+def _window(window: int | None, block: Block) -> int:
+    """The sliding window, 0 where the block is no longer than it."""
+    before = block.read.stop - block.read.start if block.read is not None else 0
+    return window if window and window < before + block.stop - block.start else 0
+
+
+def _in_products(v: Tensor, longest: int) -> bool:
+    """Whether matrix products are quicker than torch's kernel, and their weights not too large to be kept."""
+    if v.device.type != "cpu" or v.dtype not in ROWS:
+        return False
+    return longest <= PLAIN if v.dtype == torch.bfloat16 else SHORT < longest <= PLAIN // 2
+
+
+def _columns(part: Part) -> int:
+    return part.mask.shape[1] if part.mask is not None else part.rows
+
+
+def _squares(blocks: Sequence[Block], parts: Sequence[Sequence[Part]]) -> list[Square]:
+    found = []
+    for block, own in zip(blocks, parts, strict=True):
+        start = block.start
+        for part in own:
+            first = slice(block.start, block.start + own[0].rows) if part.after else slice(0, 0)
+            found.append(Square(part, start, block.read or first))
+            start += part.rows
+    return found
 
 
 def _cut(t: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
@@ -116,22 +150,6 @@ def _square(mask: Tensor | None, q: Tensor) -> Tensor:
 @lru_cache(16)
 def _causal(tokens: int, device: torch.device) -> Tensor:
     return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-
-
-def _plain_bfloat16(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """Two batched matrix products and a softmax: on a CPU with bf16 products this beats torch's fused kernel.
-
-    The heads that share a key are one product; the weights are [heads, G, G] in bf16, so only for short groups.
-    """
-    heads, groups, rows, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
-    q, k = q.to(v.dtype), k.to(v.dtype)  # rotary embeddings leave float32 under autocast
-    together = (q * (scaling if scaling is not None else width**-0.5)).reshape(groups, -1, width)
-    scores = (together @ k[0].transpose(1, 2)).view(heads, rows, -1)
-    scores.detach().masked_fill_(
-        ~mask, -torch.inf
-    )  # unseen by autograd: where the weight is 0, the softmax's gradient is
-    weights = scores.softmax(-1).view(groups, -1, k.shape[2])
-    return (weights @ v[0]).view(1, heads, rows, width)
 
 
 def _spelled_out(

@@ -115,11 +115,13 @@ class Part:
         rows: how many.
         mask: [rows, columns] bool; None: causal.
         after: whether they attend to the rows of the first part, too, which come first among the columns.
+        added: the mask as numbers to add, by type.
     """
 
     rows: int
     mask: Tensor | None
     after: bool = False
+    added: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass

@@ -1,0 +1,181 @@
+"""Attention on a CPU in batched matrix products, as one operation with a gradient of its own.
+
+torch's fused kernel is slow in bfloat16, and its backward in every type. Three things make this one fast (docs/decisions.md):
+lengths are rounded up to :data:`UNIT`, since softmax and products take several numbers at a time and oneDNN writes a kernel
+for every shape; a long square is cut into rows, which need no columns behind their last; and the heads that share a key are
+one product. The weights are kept for the backward, [heads, rows, columns]: only for groups that are not long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trimtab.logprobs.layout import Part
+
+UNIT = 16
+# Rows of one product: fewer columns for nothing against more calls. bfloat16 is quick, so that its calls cost more.
+ROWS = {torch.bfloat16: 192, torch.float32: 96}
+
+
+class Square(NamedTuple):
+    """A part of a row, and where it lies: queries from ``start``, which see ``before`` and then themselves."""
+
+    part: Part
+    start: int
+    before: slice
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, squares: Sequence[Square], scaling: float, kept: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """softmax(scaling q k^T + mask) v, square by square.
+
+    Args:
+        q: [1, heads, T, D], of any floating type.
+        k, v: [1, kv heads, T, D] and [1, kv heads, T, E]; the products run in the type of v.
+        squares: in the order of the row, without gaps. Where they come ``after`` a part of it, that is among them.
+        kept: keys and values of another pass, in which the squares' ``before`` lies; None: in this one. Without a gradient.
+
+    Returns:
+        [1, T, heads, E] in the type of v.
+    """
+    old_k, old_v = kept or (None, None)
+    return _Attention.apply(q, k, v, old_k, old_v, squares, scaling)  # type: ignore[no-any-return]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        old_k: Tensor | None,
+        old_v: Tensor | None,
+        squares: Sequence[Square],
+        scaling: float,
+    ) -> Tensor:
+        heads, tokens, groups, low = q.shape[1], q.shape[2], k.shape[1], v.dtype
+        out = v.new_empty(1, tokens, heads, v.shape[3])
+        saved: list[Tensor] = []
+        asking, found_at = q[0], out[0].transpose(0, 1)
+        sources = tuple((t[0], (t if old is None else old)[0]) for t, old in ((k, old_k), (v, old_v)))
+        with torch.autocast(q.device.type, enabled=False):
+            for square in squares:
+                keys, values = (_columns(own, far, square, low) for own, far in sources)
+                saved += [keys, values]
+                for rows, width, at in _chunks(square, low):
+                    asked = _rows(asking, at, rows, low).mul_(scaling)
+                    weights = torch.bmm(asked.view(groups, -1, asked.shape[2]), _first(keys, width).transpose(1, 2))
+                    _mask(weights.view(heads, -1, width), square, rows)
+                    weights = weights.softmax(-1)
+                    found = torch.bmm(weights, _first(values, width)).view(heads, rows.stop - rows.start, -1)
+                    found_at[:, at] = _first(found, at.stop - at.start)
+                    saved += [asked, weights]
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*saved)
+        ctx.squares, ctx.scaling, ctx.types, ctx.own = squares, scaling, (q.dtype, k.dtype), old_k is None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # once: gradient checkpointing allows no more
+        saved = iter(kept)
+        heads, tokens, low = grad.shape[2], grad.shape[1], grad.dtype
+        groups, _, deep = kept[0].shape
+        to_q = grad.new_empty(heads, tokens, deep, dtype=ctx.types[0])
+        more = torch.promote_types(low, torch.float32)
+        to_k, to_v = (grad.new_zeros(groups, tokens, n, dtype=more) for n in (deep, grad.shape[3]))
+        slopes = grad[0].transpose(0, 1)
+        for square in ctx.squares:
+            keys, values = next(saved), next(saved)
+            n, before = square.part.rows, square.before.stop - square.before.start
+            for rows, width, at in _chunks(square, low):
+                asked, weights = next(saved), next(saved)
+                slope = _rows(slopes, at, rows, low).view(groups, -1, grad.shape[3])
+                inner = torch.bmm(slope, _first(values, width).transpose(1, 2))
+                inner = torch._softmax_backward_data(inner, weights, -1, low)
+                back = torch.bmm(inner, _first(keys, width)).view(heads, -1, deep)
+                torch.mul(_first(back, at.stop - at.start), ctx.scaling, out=to_q[:, at])
+                own = min(width - before, n)
+                for into, a, b in ((to_k, inner, asked.view(groups, -1, deep)), (to_v, weights, slope)):
+                    learnt = torch.bmm(a.transpose(1, 2), b)
+                    into[:, square.start : square.start + own].add_(learnt[:, before : before + own])
+                    if before and ctx.own:
+                        into[:, square.before].add_(learnt[:, :before])
+        return to_q[None], to_k[None].to(ctx.types[1]), to_v[None].to(low), None, None, None, None
+
+
+def _first(t: Tensor, n: int) -> Tensor:
+    """t[:, :n]"""
+    return t if n == t.shape[1] else t[:, :n]
+
+
+def _up(n: int) -> int:
+    return -(-n // UNIT) * UNIT
+
+
+def _chunks(square: Square, low: torch.dtype) -> Iterator[tuple[slice, int, slice]]:
+    """Rows of a product among those of the square, rounded up; how many columns they may see; and where they lie in T."""
+    n, before = square.part.rows, square.before.stop - square.before.start
+    end = _up(n)
+    height = _up(-(-end // max(1, round(end / ROWS[low]))))
+    for a in range(0, end, height):
+        z = min(a + height, end)
+        yield slice(a, z), _up(before + min(z, n)), slice(square.start + a, square.start + min(z, n))
+
+
+def _rows(t: Tensor, at: slice, rows: slice, low: torch.dtype) -> Tensor:
+    """[heads, rows, D] of [heads, T, D], a copy; zeros behind the last."""
+    found = t.new_empty(t.shape[0], rows.stop - rows.start, t.shape[2], dtype=low)
+    return _filled(found, at.stop - at.start, t[:, at])
+
+
+def _columns(own: Tensor, far: Tensor, square: Square, low: torch.dtype) -> Tensor:
+    """[kv heads, columns, D]: what comes before, then the square's own; zeros behind the last."""
+    n, before = square.part.rows, square.before.stop - square.before.start
+    found = own.new_empty(own.shape[0], _up(before + n), own.shape[2], dtype=low)
+    if before:
+        found[:, :before].copy_(far[:, square.before])
+    return _filled(found, before + n, own[:, square.start : square.start + n], before)
+
+
+def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
+    if n == into.shape[1] and not before:
+        return into.copy_(t)
+    into[:, before:n].copy_(t)
+    if n < into.shape[1]:
+        into[:, n:].zero_()
+    return into
+
+
+def _mask(scores: Tensor, square: Square, rows: slice) -> None:
+    """Add -inf where a row does not attend. A mask never sees ahead, so zeros behind the last column are masked with it."""
+    if square.part.mask is None:  # causal: every column before the rows' own is seen
+        scores[:, :, rows.start :].add_(_causal(rows.stop - rows.start, scores.dtype, scores.device))
+        return
+    scores.add_(_added(square.part, scores.dtype)[rows, : scores.shape[2]])
+
+
+@lru_cache(64)
+def _causal(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((n, n), -torch.inf, dtype=dtype, device=device).triu_(1)
+
+
+def _added(part: Part, dtype: torch.dtype) -> Tensor:
+    """[rows, columns], rounded up, 0 or -inf; the rows behind the last see all, for a softmax of nothing is not a number."""
+    if dtype not in part.added:
+        assert part.mask is not None
+        n, width = part.mask.shape
+        added = torch.zeros(_up(n), _up(width), dtype=dtype, device=part.mask.device)
+        added[:n] = -torch.inf
+        added[:n, :width].masked_fill_(part.mask, 0)
+        part.added[dtype] = added
+    return part.added[dtype]
