@@ -103,7 +103,8 @@ MUTATIONS = [
     Mutation("products: another pass's keys learn", "logprobs/squares.py", "if before and ctx.own:", "if before:", "test_squares.py"),
     Mutation("products: queries' gradient not scaled", "logprobs/squares.py", "ctx.scaling, out=", "1.0, out=", "test_squares.py"),
     Mutation("products: a slope behind the last row", "logprobs/squares.py", "        into[:, n:].zero_()", "        into[:, n:].fill_(1)", "test_squares.py"),
-    Mutation("products: long squares too", "logprobs/attention.py", "return longest <= PLAIN if", "return True if", "test_squares.py -k pay"),
+    Mutation("products: weights of long squares kept", "logprobs/squares.py", "torch.bfloat16: 1024,", "torch.bfloat16: 2048,", "test_squares.py -k long"),
+    Mutation("products: of short rows in float32", "logprobs/attention.py", "(129, 1024)", "(2, 1024)", "test_squares.py -k pay"),
     # weights in low precision
     Mutation("the weight does not follow its master", "update/master.py", 'p.copy_(state["master"])', "pass", "test_held_weights.py"),
     Mutation("the master starts anew", "update/master.py", "self.state[p][name] = value.detach().clone().to(p.device)", "pass", "test_held_weights.py"),

@@ -12,18 +12,19 @@ from tests import test_layouts as layouts
 from trimtab.logprobs import attention, layout, squares
 from trimtab.logprobs.layout import Block, Kept
 
-CUT = {"whole": (16, 96), "in chunks": (4, 8)}  # UNIT and ROWS
+CUT = {"whole": (16, 96, 512), "in chunks": (4, 8, 512), "computed again": (4, 8, 8)}  # UNIT, ROWS and KEPT
 PLAIN = ["llama", "gpt2", "deepseek_v3", "mistral", "qwen2 window", "gemma3_text", "llama tied multi-query"]
 
 
 @pytest.fixture(params=CUT)
 def taken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every type in products, however short; what was asked of them."""
-    unit, rows = CUT[request.param]
+    unit, rows, kept = CUT[request.param]
     monkeypatch.setattr(squares, "UNIT", unit)
     for kind in (torch.bfloat16, torch.float32, torch.float64):
         monkeypatch.setitem(squares.ROWS, kind, rows)
-    monkeypatch.setattr(attention, "SHORT", 0)
+        monkeypatch.setitem(squares.KEPT, kind, kept)
+        monkeypatch.setitem(attention.PAYS, kind, (1, 10**6))
     asked: list[Any] = []
     right = attention.attend
     monkeypatch.setattr(attention, "attend", lambda *words: (asked.append(words), right(*words))[1])
@@ -62,7 +63,7 @@ def test_it_is_attention(
     qkv = tensors(blocks[-1].stop)
     found = run(blocks, qkv, sliding_window=window)
     assert len(taken) == 1
-    monkeypatch.setattr(attention, "ROWS", {})
+    monkeypatch.setattr(attention, "PRODUCTS", False)
     wanted = run(BLOCKS[name](), qkv, sliding_window=window)
     assert len(taken) == 1
     for ours, theirs in zip(found, wanted, strict=True):
@@ -85,7 +86,7 @@ def test_it_goes_on_from_another_pass(window: int | None, taken: list[Any], monk
 
     found = after()
     assert len(taken) == 1
-    monkeypatch.setattr(attention, "ROWS", {})
+    monkeypatch.setattr(attention, "PRODUCTS", False)
     for ours, theirs in zip(found, after(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -130,12 +131,11 @@ def test_other_completions_go_on_from_the_prompts_of_a_pass(kind: str, taken: li
     ("kind", "tokens", "products"),
     [
         (torch.bfloat16, 2, True),
-        (torch.bfloat16, 1024, True),
-        (torch.bfloat16, 1025, False),  # the weights that are kept grow with the square
+        (torch.bfloat16, 1025, True),
         (torch.float32, 128, False),
         (torch.float32, 129, True),
-        (torch.float32, 512, True),
-        (torch.float32, 513, False),
+        (torch.float32, 1024, True),
+        (torch.float32, 1025, False),
         (torch.float64, 300, False),  # in which models are checked: torch's own
     ],
 )
@@ -153,3 +153,12 @@ def test_products_are_taken_where_they_pay(
     asked.clear()
     attention.grouped_attention(torch.nn.Module(), *qkv, None, trimtab_blocks=[Block(0, tokens, [3])], softcap=2.0)
     assert not asked
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(1024, True), (1040, False)])
+def test_the_weights_of_long_squares_are_not_kept(tokens: int, kept: bool) -> None:
+    qkv = [torch.zeros(1, 1, tokens, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+        attention.grouped_attention(torch.nn.Module(), *qkv, None, trimtab_blocks=[Block(0, tokens, [])])
+    assert (max(sizes) > 100 * tokens) == kept

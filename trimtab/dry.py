@@ -119,18 +119,18 @@ class Hollow:
             if self.depth > 1:
                 yield self.ledger
                 return
-            parts, apply, plain = Block.parts, nn.Module._apply, attention.PLAIN
+            parts, apply, products = Block.parts, nn.Module._apply, attention.PRODUCTS
             with warnings.catch_warnings(), self.mode, self.ledger:
                 # deepcopy asks for an address, and is content with none
                 warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
                 Block.parts = _filled(parts)  # type: ignore[method-assign]
                 nn.Module._apply = _converted  # type: ignore[method-assign, assignment]
-                attention.PLAIN = 0 if self.fused else plain
+                attention.PRODUCTS = products and not self.fused
                 try:
                     yield self.ledger
                 finally:
                     Block.parts, nn.Module._apply = parts, apply  # type: ignore[method-assign]
-                    attention.PLAIN = plain
+                    attention.PRODUCTS = products
                     _forget()
         finally:
             self.depth -= 1

@@ -6,6 +6,7 @@ model as a keyword argument, say who may attend to whom. Each group is one small
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,14 +18,14 @@ from transformers import AttentionInterface
 
 from trimtab.errors import ModelError
 from trimtab.logprobs.layout import Block, Kept, Part
-from trimtab.logprobs.squares import ROWS, Square, attend
+from trimtab.logprobs.squares import Square, attend
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
 KERNEL = 5  # raise it when a change here moves any number: the reference cache's name carries it
-# Tokens of a group up to which bfloat16 attention on a CPU is spelled out in matrix products; float32 up to half as many, and
-# from SHORT on: below it torch's kernel is as quick.
-PLAIN, SHORT = 1024, 128
+PRODUCTS = True  # on a CPU, where they pay
+# Columns of a row's longest square, from and to, with which matrix products are quicker than torch's kernel (docs/decisions.md).
+PAYS = {torch.bfloat16: (1, math.inf), torch.float32: (129, 1024)}
 
 
 def grouped_attention(
@@ -117,10 +118,9 @@ def _window(window: int | None, block: Block) -> int:
 
 
 def _in_products(v: Tensor, longest: int) -> bool:
-    """Whether matrix products are quicker than torch's kernel, and their weights not too large to be kept."""
-    if v.device.type != "cpu" or v.dtype not in ROWS:
-        return False
-    return longest <= PLAIN if v.dtype == torch.bfloat16 else SHORT < longest <= PLAIN // 2
+    """Whether matrix products are quicker than torch's kernel."""
+    least, most = PAYS.get(v.dtype, (math.inf, 0))
+    return PRODUCTS and v.device.type == "cpu" and least <= longest <= most
 
 
 def _columns(part: Part) -> int:

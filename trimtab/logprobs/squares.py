@@ -3,7 +3,8 @@
 torch's fused kernel is slow in bfloat16, and its backward in every type. Three things make this one fast (docs/decisions.md):
 lengths are rounded up to :data:`UNIT`, since softmax and products take several numbers at a time and oneDNN writes a kernel
 for every shape; a long square is cut into rows, which need no columns behind their last; and the heads that share a key are
-one product. The weights are kept for the backward, [heads, rows, columns]: only for groups that are not long.
+one product. The weights, [heads, rows, columns], are kept for the backward where a square is short, and computed again where it
+is long: then no more than those of :data:`ROWS` rows exist at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from trimtab.logprobs.layout import Part
 UNIT = 16
 # Rows of one product: fewer columns for nothing against more calls. bfloat16 is quick, so that its calls cost more.
 ROWS = {torch.bfloat16: 192, torch.float32: 96}
+KEPT = {torch.bfloat16: 1024, torch.float32: 512}  # columns of a square whose weights are kept
 
 
 class Square(NamedTuple):
@@ -61,7 +63,7 @@ class _Attention(torch.autograd.Function):
         squares: Sequence[Square],
         scaling: float,
     ) -> Tensor:
-        heads, tokens, groups, low = q.shape[1], q.shape[2], k.shape[1], v.dtype
+        heads, tokens, low = q.shape[1], q.shape[2], v.dtype
         out = v.new_empty(1, tokens, heads, v.shape[3])
         saved: list[Tensor] = []
         asking, found_at = q[0], out[0].transpose(0, 1)
@@ -72,12 +74,12 @@ class _Attention(torch.autograd.Function):
                 saved += [keys, values]
                 for rows, width, at in _chunks(square, low):
                     asked = _rows(asking, at, rows, low).mul_(scaling)
-                    weights = torch.bmm(asked.view(groups, -1, asked.shape[2]), _first(keys, width).transpose(1, 2))
-                    _mask(weights.view(heads, -1, width), square, rows)
-                    weights = weights.softmax(-1)
+                    weights = _weights(asked, keys, width, square, rows)
                     found = torch.bmm(weights, _first(values, width)).view(heads, rows.stop - rows.start, -1)
                     found_at[:, at] = _first(found, at.stop - at.start)
-                    saved += [asked, weights]
+                    saved.append(asked)
+                    if keys.shape[1] <= KEPT[low]:
+                        saved.append(weights)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*saved)
         ctx.squares, ctx.scaling, ctx.types, ctx.own = squares, scaling, (q.dtype, k.dtype), old_k is None
@@ -98,7 +100,9 @@ class _Attention(torch.autograd.Function):
             keys, values = next(saved), next(saved)
             n, before = square.part.rows, square.before.stop - square.before.start
             for rows, width, at in _chunks(square, low):
-                asked, weights = next(saved), next(saved)
+                asked = next(saved)
+                again = keys.shape[1] > KEPT[low]
+                weights = _weights(asked, keys, width, square, rows) if again else next(saved)
                 slope = _rows(slopes, at, rows, low).view(groups, -1, grad.shape[3])
                 inner = torch.bmm(slope, _first(values, width).transpose(1, 2))
                 inner = torch._softmax_backward_data(inner, weights, -1, low)
@@ -111,6 +115,14 @@ class _Attention(torch.autograd.Function):
                     if before and ctx.own:
                         into[:, square.before].add_(learnt[:, :before])
         return to_q[None], to_k[None].to(ctx.types[1]), to_v[None].to(low), None, None, None, None
+
+
+def _weights(asked: Tensor, keys: Tensor, width: int, square: Square, rows: slice) -> Tensor:
+    """[kv heads, heads of a key x rows, width]"""
+    heads, height, deep = asked.shape
+    scores = torch.bmm(asked.view(keys.shape[0], -1, deep), _first(keys, width).transpose(1, 2))
+    _mask(scores.view(heads, height, width), square, rows)
+    return scores.softmax(-1)
 
 
 def _first(t: Tensor, n: int) -> Tensor:
