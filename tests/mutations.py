@@ -113,6 +113,7 @@ MUTATIONS = [
     Mutation("what cannot be is tried", "config.py", "    _refuse_weights(config)\n", "", "test_held_weights.py"),
     # the planner
     Mutation("a copied hollow model takes a copy of its mode", "dry.py", 'vars(self.mode)["__deepcopy__"] = lambda memo: self.mode', "pass", "test_plan.py -k copy_of_a_hollow"),
+    Mutation("hollow masks stay", "dry.py", "(attention, layout, squares)", "(attention, layout)", "test_plan.py -k real_step_after"),
     Mutation("freed memory stays on the ledger", "dry.py", "self.live -= size", "pass", "test_plan.py -k leave_nothing"),
     Mutation("a frozen copy costs nothing", "planner.py", "reference = ledger.live - weights", "reference = 0", "test_plan.py -k copy"),
     Mutation("a pass that finds gradients is not looked for", "planner.py", "for when in (False, True):", "for when in (False,):", "test_plan.py -k heaviest"),

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from trimtab.logprobs import attention, layout
+from trimtab.logprobs import attention, layout, squares
 from trimtab.logprobs.extras import Distribution, Extras
 from trimtab.logprobs.layout import Block, Part
 from trimtab.logprobs.score import Scorer
@@ -148,7 +149,7 @@ def _filled(parts: Callable[..., list[Part]]) -> Callable[..., list[Part]]:
 
 def _forget() -> None:
     """No hollow mask may stay where a real run would find it."""
-    for function in (*vars(attention).values(), *vars(layout).values()):
+    for function in chain.from_iterable(vars(module).values() for module in (attention, layout, squares)):
         if hasattr(function, "cache_clear"):
             function.cache_clear()
 

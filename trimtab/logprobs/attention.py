@@ -98,7 +98,7 @@ def _attend(
 ) -> Tensor:
     """q [1, heads, R, D], k and v [1, kv heads, C, D], mask [R, C] or None for causal -> [1, heads, R, D]."""
     if softcap or sinks is not None:
-        return _spelled_out(q, k, v, _square(mask, q), scaling, dropout, softcap, sinks)
+        return _spelled_out(q, k, v, _mask_of(mask, q), scaling, dropout, softcap, sinks)
     return scaled_dot_product_attention(
         q,
         k,
@@ -143,7 +143,7 @@ def _cut(t: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
     return t.split([part.rows for part in parts], 2) if len(parts) > 1 else [t]
 
 
-def _square(mask: Tensor | None, q: Tensor) -> Tensor:
+def _mask_of(mask: Tensor | None, q: Tensor) -> Tensor:
     return _causal(q.shape[2], q.device) if mask is None else mask
 
 

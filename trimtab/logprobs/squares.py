@@ -26,7 +26,7 @@ KEPT = {torch.bfloat16: 1024, torch.float32: 512}  # columns of a square whose w
 
 
 class Square(NamedTuple):
-    """A part of a row, and where it lies: queries from ``start``, which see ``before`` and then themselves."""
+    """A part of a row whose queries lie from ``start``, and see the keys of ``before`` and then their own."""
 
     part: Part
     start: int
@@ -39,10 +39,10 @@ def attend(
     """softmax(scaling q k^T + mask) v, square by square.
 
     Args:
-        q: [1, heads, T, D], of any floating type.
-        k, v: [1, kv heads, T, D] and [1, kv heads, T, E]; the products run in the type of v.
-        squares: in the order of the row, without gaps. Where they come ``after`` a part of it, that is among them.
-        kept: keys and values of another pass, in which the squares' ``before`` lies; None: in this one. Without a gradient.
+        q: [1, heads, T, D], in float32 or in the type of v.
+        k, v: [1, kv heads, T, D] and [1, kv heads, T, E]; the products run in the type of v, one of :data:`ROWS`.
+        squares: in the order of the row, without gaps.
+        kept: keys and values of another pass, of which ``before`` is a slice; they get no gradient. None: it is a slice of this row.
 
     Returns:
         [1, T, heads, E] in the type of v.
@@ -160,6 +160,7 @@ def _columns(own: Tensor, far: Tensor, square: Square, low: torch.dtype) -> Tens
 
 
 def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
+    """into[:, before:n] = t, and zeros behind."""
     if n == into.shape[1] and not before:
         return into.copy_(t)
     into[:, before:n].copy_(t)
