@@ -42,7 +42,7 @@ def attend(
         q: [1, heads, T, D], in float32 or in the type of v.
         k, v: [1, kv heads, T, D] and [1, kv heads, T, E]; the products run in the type of v, one of :data:`ROWS`.
         squares: in the order of the row, without gaps.
-        kept: keys and values of another pass, of which ``before`` is a slice; they get no gradient. None: it is a slice of this row.
+        kept: keys and values of another pass, of which ``before`` is a slice; without a gradient. None: it is one of this row.
 
     Returns:
         [1, T, heads, E] in the type of v.
