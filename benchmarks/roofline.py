@@ -9,9 +9,10 @@
 share = minimal FLOPs / (seconds x rate)
 
 Minimal FLOPs: the matrix products of forward and backward at the positions that are needed (``minimal_flops``): each prompt
-once, no padding, the vocabulary projection at completion positions only, attention over allowed pairs only, no product whose
-gradient nobody reads (frozen weights), nothing recomputed, and the reference's forward pass. KTO's mismatched completions go
-on from their prompts, forward only, by policy and reference. Softmax, norms, AdamW count 0.
+once, what all prompts of a batch begin with once, no padding, the vocabulary projection at completion positions only,
+attention over allowed pairs only, no product whose gradient nobody reads (frozen weights), nothing recomputed, and the
+reference's forward pass. KTO's mismatched completions go on from their prompts, forward only, by policy and reference.
+Softmax, norms, AdamW count 0.
 Seconds: an optimiser step as a run makes it, and the reference's share (full: the pass that fills its cache; LoRA: the
 switched-off adapter in each step). HH pairs in random order, not in groups of equal length.
 Rate, measured in the same process before and after, best of both: ``square`` the best of products of n x n matrices;
@@ -122,6 +123,7 @@ def minimal_flops(
     rank: int | None = None,
     reference: bool = True,
     beside: Sequence[int] = (),
+    opening: int = 0,
 ) -> dict[str, float]:
     """FLOPs (2 a multiply-add) of one optimiser step: ``linear``, ``attention``, ``head``.
 
@@ -130,20 +132,23 @@ def minimal_flops(
         rank: of a LoRA adapter on every linear map of the layers; None trains all weights.
         reference: whether its forward pass counts.
         beside: tokens of another completion of each row, which is scored and not learned from (KTO's mismatched ones).
+        opening: tokens that all prompts begin with, which are read once (``trimtab.logprobs.layout.opening``).
     """
     if beside:  # after a prompt that has been read: the work with them less the work without
         wider = [(p, [*cs, c]) for (p, cs), c in zip(rows, beside, strict=True)]
         learned, without, both = (
-            minimal_flops(shape, rows, rank=rank, reference=reference),
-            minimal_flops(shape, rows, reference=False),
-            minimal_flops(shape, wider, reference=False),
+            minimal_flops(shape, rows, rank=rank, reference=reference, opening=opening),
+            minimal_flops(shape, rows, reference=False, opening=opening),
+            minimal_flops(shape, wider, reference=False, opening=opening),
         )
         passes = 2 if reference else 1  # forward only, a third of what learning takes
         return {part: learned[part] + passes * (both[part] - without[part]) / 3 for part in learned}
-    fed = sum(p + sum(c - 1 for c in cs) for p, cs in rows)
+    again = len(rows) - 1  # how often what is read once would be read again
+    fed = sum(p + sum(c - 1 for c in cs) for p, cs in rows) - again * opening
     scored = sum(c for _, cs in rows for c in cs)
     # a prompt token sees those before it and itself; a completion's, the prompt too
     pairs = sum(p * (p + 1) / 2 + sum((c - 1) * p + (c - 1) * c / 2 for c in cs) for p, cs in rows)
+    pairs -= again * opening * (opening + 1) / 2
     maps = products(shape)
     layers, passes = shape["layers"], 2 if reference else 1
     forward = 2 * fed * layers * sum(a * b for a, b in maps)
@@ -157,6 +162,18 @@ def minimal_flops(
         below = 2 * fed * sum(a * b + rank * a for a, b in maps[:3])
         linear, above = forward * (passes + 1) - below + 3 * small, head * (passes + 1)
     return {"linear": linear, "attention": attention * (passes + 2), "head": above}
+
+
+def work_of(batch: Sequence[Any], config: Any, shape: dict[str, int], rank: int | None = None) -> dict[str, float]:
+    """The minimal FLOPs of a step on this batch of examples."""
+    import engine
+
+    from trimtab.logprobs.layout import opening
+
+    rows = [(len(e.prompt), [len(c) for c in e.completions]) for e in batch]
+    # KTO's mismatched completions: another row's of the same batch
+    beside = [len(e.completions[0]) for e in engine.asked_of_reference(batch, config)[len(batch) :]]
+    return minimal_flops(shape, rows, rank=rank, beside=beside, opening=opening(batch))
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
@@ -230,10 +247,9 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     shape, dtype = shape_of(model.config), getattr(torch, job["precision"])
     timed = examples[size:]
     rows = [(len(e.prompt), [len(c) for c in e.completions]) for e in timed]
-    # KTO's mismatched completions: another row's of the same batch
-    batches = [timed[a : a + size] for a in range(0, len(timed), size)]
-    beside = [len(e.completions[0]) for b in batches for e in engine.asked_of_reference(b, config)[len(b) :]]
-    flops = minimal_flops(shape, rows, rank=config.lora_rank if lora else None, beside=beside)
+    flops = Counter[str]()
+    for start in range(0, len(timed), size):
+        flops.update(work_of(timed[start : start + size], config, shape, config.lora_rank if lora else None))
     before = rates(shape, rows, size, dtype)
     with tempfile.TemporaryDirectory() as folder, attention_marked():
         clock, beforehand, begun, trainer = engine.trained(config, model, examples, Path(folder))

@@ -3,7 +3,7 @@
     python benchmarks/work.py                                              # of results/vs_trl-kto.json; half a minute
     python benchmarks/work.py benchmarks/results/vs_trl-dpo-8.json
 
-FLOPs of the matrix products of a step, on the very rows that were timed. trimtab: ``roofline.minimal_flops``. TRL, not
+FLOPs of the matrix products of a step, on the very rows that were timed. trimtab: ``roofline.work_of``. TRL, not
 grouped, with completion positions only and the reference in each step: rows padded to the longest of a forward pass,
 attention over whole squares, a prompt for every answer; 3 forward passes' worth for what learns (backward is two), 1 for its
 reference, and for KTO 1 each by policy and reference for the mismatched answers. Their ratio is the speed-up that equal
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, markdown
-from roofline import minimal_flops, products, shape_of
+from roofline import products, shape_of, work_of
 from vs_trl import AT_ONCE, STEPS, drawn
 
 TRL_SETTINGS, OURS = ("trl bf16 +cp", "trl fp32 +cp"), ("trimtab bf16", "trimtab fp32")
@@ -51,9 +51,7 @@ def table(found: dict[str, Any]) -> str:
             for start in range(size, len(numbers), size):
                 batch = [rows[i] for i in numbers[start : start + size]]
                 others = engine.asked_of_reference(batch, config)[size:]
-                sizes = [(len(e.prompt), [len(c) for c in e.completions]) for e in batch]
-                beside = [len(e.completions[0]) for e in others]
-                work["trimtab"] += sum(minimal_flops(shape, sizes, beside=beside).values())
+                work["trimtab"] += sum(work_of(batch, config, shape).values())
                 work["trl"] += padded(shape, batch, AT_ONCE[asked["method"]], 4)
                 work["trl"] += padded(shape, others, AT_ONCE[asked["method"]], 2)
         steps = n * asked["repetitions"]

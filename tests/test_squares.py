@@ -45,9 +45,11 @@ def run(blocks: list[Block], qkv: list[Tensor], **more: Any) -> list[Tensor]:
     return [found, *torch.autograd.grad(found, qkv, slope.to(found.dtype))]
 
 
+OPENED = [(9, 3, [7]), (19, 1, [1]), (21, 2, [3, 4]), (30, 1, [6, 0, 8])]
 BLOCKS = {
     "one completion each": lambda: [Block(0, 5, [4]), Block(9, 1, [1]), Block(11, 13, [10])],
     "completions under a mask": lambda: [Block(0, 5, [3, 4]), Block(12, 2, [9, 1, 0, 12])],
+    "one opening": lambda: [Block(0, 9, []), *(Block(a, *b, (slice(0, 9),)) for a, *b in OPENED)],
 }
 
 
@@ -78,7 +80,8 @@ def test_it_goes_on_from_another_pass(window: int | None, taken: list[Any], monk
     kept = Kept({module: (old_k.detach(), old_v.detach())}, closed=True)
 
     def after() -> list[Tensor]:
-        blocks = [Block(0, 0, [6], slice(3, 12)), Block(6, 0, [1], slice(20, 21)), Block(7, 0, [11], slice(12, 19))]
+        before = [(slice(3, 12),), (slice(0, 2), slice(20, 21)), (slice(0, 2), slice(12, 19))]
+        blocks = [Block(a, 0, [n], b, elsewhere=True) for a, n, b in zip((0, 6, 7), (6, 1, 11), before, strict=True)]
         words = {"trimtab_blocks": blocks, "trimtab_kept": kept, "scaling": 0.4, "sliding_window": window}
         qkv = [t[:, :, :18].detach().requires_grad_() for t in (old_q, old_k + 1, old_v - 1)]
         found, _ = attention.grouped_attention(module, *qkv, None, **words)
@@ -92,12 +95,12 @@ def test_it_goes_on_from_another_pass(window: int | None, taken: list[Any], monk
 
 
 def test_the_gradient_is_that_of_finite_differences(taken: list[Any]) -> None:
-    blocks = [Block(0, 3, [2, 4]), Block(9, 4, [6])]
+    blocks = [Block(0, 3, [2, 4]), Block(9, 4, [6], (slice(0, 3),)), Block(19, 1, [2, 1], (slice(0, 3),))]
 
     def attend(*qkv: Tensor) -> Tensor:
         return attention.grouped_attention(torch.nn.Module(), *qkv, None, trimtab_blocks=blocks, scaling=0.4)[0]
 
-    assert torch.autograd.gradcheck(attend, tensors(19))
+    assert torch.autograd.gradcheck(attend, tensors(23))
     assert taken
 
 

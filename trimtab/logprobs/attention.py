@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from trimtab.errors import ModelError
-from trimtab.logprobs.layout import Block, Kept, Part
+from trimtab.logprobs.layout import Block, Kept, Part, continued
 from trimtab.logprobs.squares import Square, attend
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
-KERNEL = 5  # raise it when a change here moves any number: the reference cache's name carries it
+KERNEL = 6  # raise it when a change here moves any number: the reference cache's name carries it
 PRODUCTS = True  # on a CPU, where they pay
 # Columns of a row's longest square, from and to, with which matrix products are quicker than torch's kernel (docs/decisions.md).
 PAYS = {torch.bfloat16: (1, math.inf), torch.float32: (129, 1024)}
@@ -54,7 +53,7 @@ def grouped_attention(
             "the trimtab attention got no layout: this model does not hand it down to its layers, or it was called "
             "without one (generation must run under plain_attention(model))"
         )
-    goes_on = trimtab_blocks[0].read is not None
+    goes_on = trimtab_blocks[0].elsewhere
     if trimtab_kept is not None and not trimtab_kept.closed:
         trimtab_kept.layers[module] = key.detach(), value.detach()
     if FLEX and s_aux is None and not dropout and not goes_on:
@@ -64,23 +63,19 @@ def grouped_attention(
         return row.transpose(1, 2).contiguous(), None
     parts = [b.parts(query.device, _window(sliding_window, b)) for b in trimtab_blocks]
     kept = trimtab_kept.layers[module] if goes_on and trimtab_kept is not None else None
-    if (
-        _in_products(value, max(_columns(part) for own in parts for part in own))
-        and not (softcap or dropout)
-        and s_aux is None
-    ):
+    squares = _squares(trimtab_blocks, parts)
+    if _in_products(value, max(square.columns for square in squares)) and not (softcap or dropout) and s_aux is None:
         scale = scaling if scaling is not None else query.shape[3] ** -0.5
-        return attend(query, key, value, _squares(trimtab_blocks, parts), scale, kept), None
+        return attend(query, key, value, squares, scale, kept), None
     pieces = []
     lengths = [block.stop - block.start for block in trimtab_blocks]
-    rows = zip(trimtab_blocks, parts, *(t.split(lengths, 2) for t in (query, key, value)), strict=True)
-    for block, own, q, k, v in rows:
-        if block.read is not None:
-            assert kept is not None
-            k, v = (torch.cat([old[:, :, block.read], new], 2) for old, new in zip(kept, (k, v), strict=True))
-        asked, keys, values = (_cut(t, own) for t in (q, k, v))
+    split = [t.split(lengths, 2) for t in (query, key, value)]
+    for block, own, q, k, v in zip(trimtab_blocks, parts, *split, strict=True):
+        asked, *sources = (_cut(t, own) for t in (q, k, v))
+        before = [_before(block, rows, old) for rows, old in zip(split[1:], kept or (None, None), strict=True)]
         for n, part in enumerate(own):
-            k_seen, v_seen = (torch.cat([t[0], t[n]], 2) if part.after else t[n] for t in (keys, values))
+            seen = ([*far, *t[: part.after], t[n]] for far, t in zip(before, sources, strict=True))
+            k_seen, v_seen = (torch.cat(t, 2) if len(t) > 1 else t[0] for t in seen)
             pieces.append(_attend(asked[n], k_seen, v_seen, part.mask, scaling, dropout, softcap, s_aux))
     out = torch.cat(pieces, dim=2)
     return out.transpose(1, 2).contiguous(), None
@@ -97,8 +92,12 @@ def _attend(
     sinks: Tensor | None,
 ) -> Tensor:
     """q [1, heads, R, D], k and v [1, kv heads, C, D], mask [R, C] or None for causal -> [1, heads, R, D]."""
+    rows, columns = q.shape[2], k.shape[2]
+    if mask is None and (rows < columns or softcap or sinks is not None):
+        mask = continued(columns - rows, rows, q.device)
     if softcap or sinks is not None:
-        return _spelled_out(q, k, v, _mask_of(mask, q), scaling, dropout, softcap, sinks)
+        assert mask is not None
+        return _spelled_out(q, k, v, mask, scaling, dropout, softcap, sinks)
     return scaled_dot_product_attention(
         q,
         k,
@@ -113,8 +112,7 @@ def _attend(
 
 def _window(window: int | None, block: Block) -> int:
     """The sliding window, 0 where the block is no longer than it."""
-    before = block.read.stop - block.read.start if block.read is not None else 0
-    return window if window and window < before + block.stop - block.start else 0
+    return window if window and window < block.seen + block.stop - block.start else 0
 
 
 def _in_products(v: Tensor, longest: int) -> bool:
@@ -123,17 +121,13 @@ def _in_products(v: Tensor, longest: int) -> bool:
     return PRODUCTS and v.device.type == "cpu" and least <= longest <= most
 
 
-def _columns(part: Part) -> int:
-    return part.mask.shape[1] if part.mask is not None else part.rows
-
-
 def _squares(blocks: Sequence[Block], parts: Sequence[Sequence[Part]]) -> list[Square]:
     found = []
     for block, own in zip(blocks, parts, strict=True):
         start = block.start
         for part in own:
-            first = slice(block.start, block.start + own[0].rows) if part.after else slice(0, 0)
-            found.append(Square(part, start, block.read or first))
+            first = (slice(block.start, block.start + own[0].rows),) if part.after else ()
+            found.append(Square(part, start, (*block.before, *first)))
             start += part.rows
     return found
 
@@ -143,13 +137,11 @@ def _cut(t: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
     return t.split([part.rows for part in parts], 2) if len(parts) > 1 else [t]
 
 
-def _mask_of(mask: Tensor | None, q: Tensor) -> Tensor:
-    return _causal(q.shape[2], q.device) if mask is None else mask
-
-
-@lru_cache(16)
-def _causal(tokens: int, device: torch.device) -> Tensor:
-    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+def _before(block: Block, rows: Sequence[Tensor], kept: Tensor | None) -> list[Tensor]:
+    """Keys or values before the block's own: kept ones, or those of the row's first block."""
+    if kept is not None:
+        return [kept[:, :, s] for s in block.before]
+    return list(rows[: len(block.before)])
 
 
 def _spelled_out(

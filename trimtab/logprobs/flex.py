@@ -64,11 +64,12 @@ def _made(blocks: Sequence[Block], device: torch.device, window: int) -> BlockMa
     group = torch.repeat_interleave(torch.arange(len(blocks)), sizes).to(device)
     owner = torch.cat([torch.repeat_interleave(torch.arange(len(b.sizes())), b.sizes()) for b in blocks]).to(device)
     position = torch.cat([b.positions() for b in blocks]).to(device)
+    opening = max(b.seen for b in blocks)  # what all groups begin with, the row's first tokens
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        own = (owner[k] == 0) | (owner[q] == owner[k])
+        own = (group[q] == group[k]) & ((owner[k] == 0) | (owner[q] == owner[k]))
         near = position[q] - position[k] < window if window else q >= k
-        return (q >= k) & (group[q] == group[k]) & own & near
+        return (q >= k) & (own | (k < opening)) & near
 
     n = int(sizes.sum())
     return create_block_mask(seen, None, None, n, n, device=device)

@@ -2,7 +2,8 @@
 
 Three layouts give the same log-probabilities:
 
-    shared   prompt1 a1 b1 prompt2 a2 b2     one row; the prompt is encoded once for all its completions
+    shared   prompt1 a1 b1 prompt2 a2 b2     one row; the prompt is encoded once for all its completions, and so is what all
+                                             prompts begin with (a system prompt)
     packed   prompt1 a1 prompt1 b1 ...       one row; each completion has its own copy of the prompt
     padded   one row per completion, padded at the right; works for every model
 
@@ -25,6 +26,9 @@ from trimtab.tokens.batch import Example
 
 Mode = Literal["shared", "packed", "padded"]
 APART = 16_384  # pairs of positions that each part must save: below that, its calls cost more
+OPENING = (
+    8  # tokens that all prompts must begin with, to be read once: a part of attention more against that many positions
+)
 
 
 @dataclass
@@ -34,13 +38,15 @@ class Block:
     Attributes:
         start, stop: where it lies in the packed row.
         prompt: number of prompt tokens; completions follow, ``lengths`` tokens each.
-        read: where in another pass's row the tokens before these lie, whose keys and values that pass kept.
+        before: where in the row the tokens lie that come before these, to which all of them attend.
+        elsewhere: those tokens lie in another pass's row, which kept their keys and values.
     """
 
     start: int
     prompt: int
     lengths: list[int]
-    read: slice | None = None
+    before: tuple[slice, ...] = ()
+    elsewhere: bool = False
     masks: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, repr=False)
     cut: dict[tuple[torch.device, int], list[Part]] = field(default_factory=dict, repr=False)
     flex: dict[tuple[torch.device, int], Any] = field(
@@ -52,23 +58,31 @@ class Block:
         return self.start + self.prompt + sum(self.lengths)
 
     @property
+    def seen(self) -> int:
+        """How many tokens come before these."""
+        return total(self.before)
+
+    @property
     def causal(self) -> bool:
         """A single completion needs no mask but the causal one."""
         return sum(n > 0 for n in self.lengths) <= 1
 
     def mask(self, device: torch.device, window: int = 0) -> Tensor:
-        """[G, G] bool, true where row attends to column: causal, the prompt for all, a completion for itself.
+        """[G, before + G] bool, true where row attends to column: causal, the prompt and what is before it for all, a
+        completion for itself.
 
         ``window``: sliding attention over that many positions (as the model counts them, per completion), 0 for none.
         """
         key = (device, window)
         if key not in self.masks:
-            owner = torch.repeat_interleave(torch.tensor([0, *range(1, len(self.lengths) + 1)]), self.sizes())
+            seen = self.seen
+            whole = Block(0, seen + self.prompt, self.lengths)
+            owner = torch.repeat_interleave(torch.tensor([0, *range(1, len(self.lengths) + 1)]), whole.sizes())
             index = torch.arange(len(owner))
-            mask = (index[:, None] >= index[None]) & ((owner[None] == 0) | (owner[:, None] == owner[None]))
+            mask = (index[seen:, None] >= index) & ((owner == 0) | (owner[seen:, None] == owner))
             if window:
-                position = self.positions()
-                mask &= position[:, None] - position[None] < window
+                position = whole.positions()
+                mask &= position[seen:, None] - position < window
             self.masks[key] = mask.to(device)
         return self.masks[key]
 
@@ -81,30 +95,35 @@ class Block:
 
     def _parts(self, device: torch.device, window: int) -> list[Part]:
         whole = self.stop - self.start
-        if self.read is not None:
-            before = self.read.stop - self.read.start
-            return [Part(whole, _continued(before, whole, device, window))]
         fed = [n for n in self.lengths if n]
         apart = self.prompt**2 + sum(n * (self.prompt + n) for n in fed)
         if len(fed) < 2 or whole**2 - apart < APART * len(fed):
             plain = self.causal and not window
             return [Part(whole, None if plain else self.mask(device, window))]
-        prompt = Part(self.prompt, Block(0, self.prompt, []).mask(device, window) if window else None)
-        return [prompt, *(Part(n, _continued(self.prompt, n, device, window), after=True) for n in fed)]
+        before = self.seen + self.prompt
+        own = [Part(n, continued(before, n, device, window) if window else None, after=True) for n in fed]
+        return [Part(self.prompt, continued(self.seen, self.prompt, device, window) if window else None), *own]
 
     def sizes(self) -> Tensor:
         return torch.tensor([self.prompt, *self.lengths])
 
     def positions(self) -> Tensor:
         """Position ids: every completion goes on where the prompt ended."""
+        first = self.seen
         parts = [torch.arange(self.prompt), *(torch.arange(self.prompt, self.prompt + n) for n in self.lengths)]
-        return torch.cat(parts)
+        return torch.cat(parts) + first
+
+
+def total(slices: Sequence[slice]) -> int:
+    return sum(s.stop - s.start for s in slices)
 
 
 @lru_cache(64)
-def _continued(prompt: int, length: int, device: torch.device, window: int) -> Tensor:
-    """[C, P + C] what each token of a completion sees of the prompt and of itself."""
-    return Block(0, prompt, [length]).mask(device, window)[prompt:]
+def continued(before: int, length: int, device: torch.device, window: int = 0) -> Tensor:
+    """[C, P + C] what each of C consecutive tokens sees of P before them and of themselves."""
+    index = torch.arange(before + length, device=device)
+    mask = index[before:, None] >= index
+    return mask & (index[before:, None] - index < window) if window else mask
 
 
 @dataclass
@@ -113,8 +132,8 @@ class Part:
 
     Attributes:
         rows: how many.
-        mask: [rows, columns] bool; None: causal.
-        after: whether they attend to the rows of the first part, too, which come first among the columns.
+        mask: [rows, columns] bool; None: causal, and all that comes before them.
+        after: whether they attend to the rows of the first part, too, which come among the columns after the block's ``before``.
         added: the mask as numbers to add, by type.
     """
 
@@ -140,12 +159,12 @@ class Layout:
     Attributes:
         input_ids, position_ids: [R, T].
         attention_mask: [R, T], only where padded.
-        blocks: groups in the packed row, empty where padded.
+        blocks: groups in the packed row, the last one of each example, in a first one what all begin with; empty where padded.
         predict: [N] index into the R*T hidden states: the one that predicts each completion token, or, closed, the one
             after it.
         target: [N] the completion tokens.
         length: [B] completion tokens of each completion.
-        kept: what attention leaves here, or, where blocks ``read``, goes on from.
+        kept: what attention leaves here, or, where blocks go on from tokens ``elsewhere``, takes from here.
     """
 
     input_ids: Tensor
@@ -167,36 +186,46 @@ def lay_out(examples: Sequence[Example], mode: Mode, closed: bool = False) -> La
     is ``closed``: there the state after every token is read, as a reward model does."""
     if mode == "padded":
         return _padded(examples, closed)
-    ids: list[int] = []
+    common = opening(examples) if mode == "shared" else 0
+    ids = list(examples[0].prompt[:common]) if common else []
+    blocks = [Block(0, common, [])] if common else []
+    before = (slice(0, common),) if common else ()
     predict: list[int] = []
-    blocks: list[Block] = []
     for e in examples:
         for group in [e.completions] if mode == "shared" else [(c,) for c in e.completions]:
             fed = [c if closed else c[:-1] for c in group]
-            blocks.append(Block(len(ids), len(e.prompt), [len(c) for c in fed]))
-            ids.extend(e.prompt)
-            before = [] if closed else [len(ids) - 1]
+            blocks.append(Block(len(ids), len(e.prompt) - common, [len(c) for c in fed], before))
+            ids.extend(e.prompt[common:])
+            last = [] if closed else [len(ids) - 1]
             for c in fed:
-                predict += [*before, *range(len(ids), len(ids) + len(c))]
+                predict += [*last, *range(len(ids), len(ids) + len(c))]
                 ids.extend(c)
     positions = torch.cat([b.positions() for b in blocks])
     return Layout(torch.tensor([ids]), positions[None], None, blocks, torch.tensor(predict), *_targets(examples))
+
+
+def opening(examples: Sequence[Example]) -> int:
+    """Tokens that all prompts begin with, 0 where they are few. Each prompt keeps its last: its state predicts."""
+    if len(examples) < 2:
+        return 0
+    least, most = min(e.prompt for e in examples), max(e.prompt for e in examples)  # what these share, all share
+    n = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
+    n = min(n, min(len(e.prompt) for e in examples) - 1)
+    return n if n >= OPENING else 0
 
 
 def lay_out_after(first: Layout, examples: Sequence[Example]) -> Layout:
     """Other completions of the prompts of ``first``, one each and in its order, which go on from what that pass kept. Each
     prompt's last token is fed again: its state predicts the first of the completion."""
     ids: list[int] = []
-    positions: list[int] = []
     blocks: list[Block] = []
-    for block, e in zip(first.blocks, examples, strict=True):
+    for block, e in zip(first.blocks[-len(examples) :], examples, strict=True):
         fed = (e.prompt[-1], *e.completions[0][:-1])
-        before = block.prompt - 1
-        blocks.append(Block(len(ids), 0, [len(fed)], slice(block.start, block.start + before)))
+        prompt = slice(block.start, block.start + block.prompt - 1)
+        blocks.append(Block(len(ids), 0, [len(fed)], (*block.before, prompt), elsewhere=True))
         ids.extend(fed)
-        positions += range(before, before + len(fed))
-    row, target = torch.tensor([ids]), _targets(examples)
-    return Layout(row, torch.tensor([positions]), None, blocks, torch.arange(len(ids)), *target, first.kept)
+    row, target, positions = torch.tensor([ids]), _targets(examples), torch.cat([b.positions() for b in blocks])
+    return Layout(row, positions[None], None, blocks, torch.arange(len(ids)), *target, first.kept)
 
 
 def _padded(examples: Sequence[Example], closed: bool) -> Layout:

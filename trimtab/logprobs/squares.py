@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trimtab.logprobs.layout import Part
+from trimtab.logprobs.layout import Part, total
 
 UNIT = 16
 # Rows of one product: fewer columns for nothing against more calls. bfloat16 is quick, so that its calls cost more.
@@ -30,7 +30,15 @@ class Square(NamedTuple):
 
     part: Part
     start: int
-    before: slice
+    before: tuple[slice, ...]
+
+    @property
+    def seen(self) -> int:
+        return total(self.before)
+
+    @property
+    def columns(self) -> int:
+        return self.seen + self.part.rows
 
 
 def attend(
@@ -42,7 +50,7 @@ def attend(
         q: [1, heads, T, D], in float32 or in the type of v.
         k, v: [1, kv heads, T, D] and [1, kv heads, T, E]; the products run in the type of v, one of :data:`ROWS`.
         squares: in the order of the row, without gaps.
-        kept: keys and values of another pass, of which ``before`` is a slice; without a gradient. None: it is one of this row.
+        kept: keys and values of another pass, in which ``before`` lies; without a gradient. None: it lies in this row.
 
     Returns:
         [1, T, heads, E] in the type of v.
@@ -98,7 +106,7 @@ class _Attention(torch.autograd.Function):
         slopes = grad[0].transpose(0, 1)
         for square in ctx.squares:
             keys, values = next(saved), next(saved)
-            n, before = square.part.rows, square.before.stop - square.before.start
+            n, before = square.part.rows, square.seen
             for rows, width, at in _chunks(square, low):
                 asked = next(saved)
                 again = keys.shape[1] > KEPT[low]
@@ -112,8 +120,9 @@ class _Attention(torch.autograd.Function):
                 for into, a, b in ((to_k, inner, asked.view(groups, -1, deep)), (to_v, weights, slope)):
                     learnt = torch.bmm(a.transpose(1, 2), b)
                     into[:, square.start : square.start + own].add_(learnt[:, before : before + own])
-                    if before and ctx.own:
-                        into[:, square.before].add_(learnt[:, :before])
+                    if ctx.own:
+                        for there, here in _pieces(square):
+                            into[:, there].add_(learnt[:, here])
         return to_q[None], to_k[None].to(ctx.types[1]), to_v[None].to(low), None, None, None, None
 
 
@@ -136,7 +145,7 @@ def _up(n: int) -> int:
 
 def _chunks(square: Square, low: torch.dtype) -> Iterator[tuple[slice, int, slice]]:
     """Rows of a product among those of the square, rounded up; how many columns they may see; and where they lie in T."""
-    n, before = square.part.rows, square.before.stop - square.before.start
+    n, before = square.part.rows, square.seen
     end = _up(n)
     height = _up(-(-end // max(1, round(end / ROWS[low]))))
     for a in range(0, end, height):
@@ -152,11 +161,20 @@ def _rows(t: Tensor, at: slice, rows: slice, low: torch.dtype) -> Tensor:
 
 def _columns(own: Tensor, far: Tensor, square: Square, low: torch.dtype) -> Tensor:
     """[kv heads, columns, D]: what comes before, then the square's own; zeros behind the last."""
-    n, before = square.part.rows, square.before.stop - square.before.start
+    n, before = square.part.rows, square.seen
     found = own.new_empty(own.shape[0], _up(before + n), own.shape[2], dtype=low)
-    if before:
-        found[:, :before].copy_(far[:, square.before])
+    for there, here in _pieces(square):
+        found[:, here].copy_(far[:, there])
     return _filled(found, before + n, own[:, square.start : square.start + n], before)
+
+
+def _pieces(square: Square) -> Iterator[tuple[slice, slice]]:
+    """Where each piece of what comes before lies in its row, and where among the columns."""
+    at = 0
+    for there in square.before:
+        n = there.stop - there.start
+        yield there, slice(at, at + n)
+        at += n
 
 
 def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
@@ -172,7 +190,8 @@ def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
 def _mask(scores: Tensor, square: Square, rows: slice) -> None:
     """Add -inf where a row does not attend. A mask never sees ahead, so zeros behind the last column are masked with it."""
     if square.part.mask is None:  # causal: every column before the rows' own is seen
-        scores[:, :, rows.start :].add_(_causal(rows.stop - rows.start, scores.dtype, scores.device))
+        own = scores[:, :, square.seen + rows.start :]
+        own.add_(_causal(max(own.shape[1:]), scores.dtype, scores.device)[: own.shape[1], : own.shape[2]])
         return
     scores.add_(_added(square.part, scores.dtype)[rows, : scores.shape[2]])
 
