@@ -151,13 +151,14 @@ def minimal_flops(
     pairs -= again * opening * (opening + 1) / 2
     maps = products(shape)
     layers, passes = shape["layers"], 2 if reference else 1
-    forward = 2 * fed * layers * sum(a * b for a, b in maps)
+    unread = max(fed - scored, 0)  # of the last layer, the products behind its attention
+    forward = 2 * fed * layers * sum(a * b for a, b in maps) - 2 * unread * sum(a * b for a, b in maps[4:])
     attention = 4 * pairs * layers * shape["heads"] * shape["width"]
     head = 2 * scored * shape["hidden"] * shape["vocab"]
     if rank is None:  # backward: a product for the input and one for the weight
         linear, above = forward * (passes + 2), head * (passes + 2)
     else:
-        small = 2 * fed * layers * rank * sum(a + b for a, b in maps)
+        small = 2 * rank * (fed * layers * sum(a + b for a, b in maps) - unread * sum(a + b for a, b in maps[4:]))
         # nobody reads the gradient of the embeddings, which the first layer's query, key and value would give
         below = 2 * fed * sum(a * b + rank * a for a, b in maps[:3])
         linear, above = forward * (passes + 1) - below + 3 * small, head * (passes + 1)

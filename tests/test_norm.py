@@ -10,7 +10,8 @@ from torch import nn
 
 from tests.test_layouts import SHARED, model_of, own_numbers
 from trimtab.logprobs import norm
-from trimtab.logprobs.norm import RootMeanSquare, fuse, unfuse
+from trimtab.logprobs.norm import RootMeanSquare
+from trimtab.logprobs.rewritten import restore, rewrite
 from trimtab.logprobs.score import install, uninstall, uninstalled
 
 ALL, NORMS, NONE = "rounded for products", "norms", "nothing"
@@ -42,21 +43,21 @@ def replaced(model: nn.Module) -> list[Any]:
 def test_what_is_replaced(kind: str) -> None:
     assert kind in SHARED
     model = model_of(kind)
-    fuse(model)
-    found = replaced(model)
+    rewrite(model)
+    found = [forward for forward in replaced(model) if forward in norm.FORWARDS]
     rounded = found.count(norm._normed_for_products)
     assert (rounded, bool(found)) == {ALL: (4, True), NORMS: (0, True), NONE: (0, False)}[FOUND[kind]]
-    unfuse(model)
+    restore(model)
     assert not replaced(model)
 
 
 def test_the_model_is_what_it_was_once_uninstalled() -> None:
     model = model_of("llama")
     install(model, torch.float32, "shared")
-    assert len(replaced(model)) == 6  # two layers' four, the last one, and the model's own forward
+    assert len(replaced(model)) == 9  # norms, four and the last; two gates; the last layer; the model's own forward
     with uninstalled(model):
         assert not replaced(model)
-    assert len(replaced(model)) == 6
+    assert len(replaced(model)) == 9
     uninstall(model)
     assert not replaced(model)
 
@@ -89,7 +90,7 @@ def test_the_forward_pass_is_the_models_own_bit_by_bit(low: bool) -> None:
 
     _, exact = gradient(torch.float64)
     theirs, own = gradient(torch.float32)
-    fuse(model)
+    rewrite(model)
     found, ours = gradient(torch.float32)
     assert torch.equal(found, theirs)
     assert not torch.equal(ours, own)
@@ -102,7 +103,7 @@ def test_rounding_is_autocasts_alone() -> None:
     """Outside autocast, in float64 and in bfloat16 weights the model's own numbers come back in its own types."""
     model = model_of("llama")
     plain = own_numbers(model)
-    fuse(model)
+    rewrite(model)
     assert torch.equal(own_numbers(model), plain)
     states = torch.randn(1, 4, 32)
     layer: Any = model.model.layers[0]  # type: ignore[union-attr, index]

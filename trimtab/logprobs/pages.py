@@ -16,7 +16,7 @@ from functools import cache
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # malloc.h
 # More than a layer's products have shapes in one microbatch: with fewer, each layer would write them anew.
-KERNELS = 256
+KERNELS = 128
 
 
 def keep_few_kernels() -> None:

@@ -22,9 +22,10 @@ from trimtab.logprobs.chunk import token_logps
 from trimtab.logprobs.critic import NAME as CRITIC
 from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
+from trimtab.logprobs.last_layer import Read
 from trimtab.logprobs.layout import Kept, Layout, Mode, cost, lay_out, lay_out_after
-from trimtab.logprobs.norm import fuse, unfuse
 from trimtab.logprobs.pages import keep_few_kernels, keep_pages
+from trimtab.logprobs.rewritten import restore, rewrite
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
 
@@ -75,7 +76,7 @@ def install(model: nn.Module, precision: torch.dtype, mode: Mode) -> None:
         return _completion_logps(base, trimtab, precision, extras)
 
     model.forward = forward
-    fuse(base)
+    rewrite(base)
     if mode != "padded":
         setattr(base, STOCK, base.config._attn_implementation)
         base.set_attn_implementation(attention.NAME)
@@ -85,7 +86,7 @@ def uninstall(model: nn.Module) -> None:
     """Undo :func:`install`: the model is again what transformers loaded."""
     vars(model).pop("forward", None)
     base = base_model(model)
-    unfuse(base)
+    restore(base)
     if base.config._attn_implementation == attention.NAME:
         base.set_attn_implementation(getattr(base, STOCK))
 
@@ -105,7 +106,7 @@ def uninstalled(model: nn.Module) -> Iterator[None]:
             base.add_module(CRITIC, critic)
         if forward is not None:
             model.forward = forward
-            fuse(base)
+            rewrite(base)
         if attending == attention.NAME:
             base.set_attn_implementation(attending)
 
@@ -188,15 +189,16 @@ def _states(decoder: nn.Module, layout: Layout, precision: torch.dtype) -> Tenso
     """[N, H] the hidden states that the layout reads, as the decoder gives them."""
     low = precision in (torch.bfloat16, torch.float16)
     extra: dict[str, Any] = {"attention_mask": layout.attention_mask}
+    read = Read(layout.predict)
     if layout.blocks:
-        extra = {"trimtab_blocks": layout.blocks}
+        extra = {"trimtab_blocks": layout.blocks, "trimtab_read": read}
     if layout.kept is not None:
         extra["trimtab_kept"] = layout.kept
     with torch.autocast(layout.input_ids.device.type, dtype=precision if low else None, enabled=low):
         hidden = decoder(
             input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **extra
         ).last_hidden_state
-    return hidden.flatten(0, 1).index_select(0, layout.predict)
+    return hidden[0] if read.taken else hidden.flatten(0, 1).index_select(0, layout.predict)
 
 
 def logits_of(base: Any, precision: torch.dtype) -> Logits:
