@@ -143,5 +143,7 @@ def test_rounds_of_two_processes_are_those_of_one(
             seen, known = (json.loads((folder / look).read_text()) for folder in (Path("both"), alone))
             assert seen.pop("kl") == pytest.approx(known.pop("kl"), rel=1e-6, abs=1e-9) and seen == known
     name = "model.safetensors"
-    assert worst(load_file(f"both/{name}"), load_file(alone / name)) < 1e-9
+    # What all prompts begin with adds up its gradient over the rows of a process, and the norms of transformers' Llama round
+    # it to float32. With norms in float64 every method's weights agree to 1e-9 (every_method.py).
+    assert worst(load_file(f"both/{name}"), load_file(alone / name)) < 1e-6
     assert worst(load_file(alone / name), load_file(f"model/{name}")) > 1e-4  # something was learned
