@@ -94,6 +94,7 @@ MUTATIONS = [
     Mutation("norms: rounded before experts", "logprobs/norm.py", "        and runs(layer.mlp, MLP)\n", "", "test_norm.py -k replaced"),
     Mutation("norms: the last one rounded", "logprobs/norm.py", "yield module, _normed\n", "yield module, _normed_for_products\n", "test_norm.py -k autocasts"),
     Mutation("norms: left behind", "logprobs/score.py", "    restore(base)\n", "", "test_norm.py -k uninstalled"),
+    Mutation("an interrupted adapter stays half off", "run.py", "            adapter_on(trainer.scorer.model)\n", "", "test_cli.py -k switched_on"),
     Mutation("gate: the other factor's gradient", "logprobs/gate.py", "silu_backward(slope * u, g)", "silu_backward(slope, g)", "test_gate.py"),
     Mutation("gate: of another type", "logprobs/gate.py", " if g.dtype == u.dtype else silu(g) * u", "", "test_gate.py"),
     Mutation("gate: of another function", "logprobs/gate.py", " and isinstance(module.act_fn, nn.SiLU | SiLUActivation)", "", "test_gate.py"),

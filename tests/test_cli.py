@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.command import done, trimtab
@@ -384,6 +385,27 @@ def test_ctrl_c_saves_the_model_and_the_report(tmp_path: Path) -> None:
     # what is saved is the state of the last step, not the start
     old, new = AutoModelForCausalLM.from_pretrained("tiny"), AutoModelForCausalLM.from_pretrained(folder)
     assert any(not torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
+
+
+def test_ctrl_c_while_the_adapter_is_switched_on_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is saved, sampled and evaluated afterwards has all of its adapter."""
+    switch, folder = BaseTuner.enable_adapter_layers, tmp_path / "run"
+    layers: list[BaseTunerLayer] = []
+
+    def interrupted(self: BaseTuner) -> None:
+        if layers or not (folder / "metrics.jsonl").exists():
+            return switch(self)
+        layers.extend(m for m in self.modules() if isinstance(m, BaseTunerLayer))
+        layers[0].enable_adapters(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BaseTuner, "enable_adapter_layers", interrupted)
+    found = trimtab(
+        "train", "comparison.jsonl", "--model", "./tiny", *SHORT, "--output", folder, "--reference", "adapter"
+    )
+    assert found.code == 130 and "Traceback" not in found.err and len(layers) > 1
+    assert not any(layer.disable_adapters for layer in layers)
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_ctrl_c_before_training_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from trimtab.logprobs.reference import (
     Cached,
     FrozenCopy,
     Reference,
+    adapter_on,
     sequence_tolerance,
 )
 from trimtab.logprobs.score import LayoutChoice, Scorer, base_model, choose_layout, install, reward_head
@@ -441,6 +442,7 @@ class _Run:
         except KeyboardInterrupt:
             if not trainer.alone:  # the others are at another place of the step: together they can only end
                 raise
+            adapter_on(trainer.scorer.model)
             self.card["status"] = "interrupted"
             self.say("interrupted: saving the model and writing the report")
         except TrimtabError:

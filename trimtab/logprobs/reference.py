@@ -90,10 +90,19 @@ class AdapterOff:
 
 def adapter_off(model: nn.Module) -> AbstractContextManager[None]:
     """peft's ``disable_adapter`` under whatever wraps the model; does nothing for a model without adapter."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
+    inner = _unwrapped(model)
     return inner.disable_adapter() if hasattr(inner, "disable_adapter") else nullcontext()
+
+
+def adapter_on(model: nn.Module) -> None:
+    """After an interruption, which may have come while the adapter's layers were switched on one by one: all are on."""
+    inner = _unwrapped(model)
+    if hasattr(inner, "disable_adapter"):
+        inner.base_model.enable_adapter_layers()
+
+
+def _unwrapped(model: Any) -> Any:
+    return _unwrapped(model.module) if hasattr(model, "module") else model
 
 
 class Cached:
