@@ -15,9 +15,10 @@ reference's forward pass. KTO's mismatched completions go on from their prompts,
 Softmax, norms, AdamW count 0.
 Seconds: an optimiser step as a run makes it, and the reference's share (full: the pass that fills its cache; LoRA: the
 switched-off adapter in each step). HH pairs in random order, not in groups of equal length.
-Rate, measured in the same process before and after, best of both: ``square`` the best of products of n x n matrices;
-``shapes`` what the model's own products reach, forward and backward, weighed by their FLOPs (a time for each kind of
-product, added up). A share of 1 of ``shapes`` would be a step that does nothing but these products.
+Rate, measured in the same process before and after, best of both: ``square`` the best of products of n x n matrices, by torch
+or by what the engine takes in its place (``trimtab.logprobs.products``); ``shapes`` what the model's own products reach,
+forward and backward, weighed by their FLOPs (a time for each kind of product, added up). A share of 1 of ``shapes`` would be a
+step that does nothing but these products.
 
 Profile: torch.profiler over one more step, self CPU time. An operation in the backward pass belongs to the group of the
 forward operation that it differentiates.
@@ -273,6 +274,8 @@ def rates(shape: dict[str, int], rows: Sequence[tuple[int, Sequence[int]]], size
     products, harmonic means by their FLOPs)."""
     import torch
 
+    from trimtab.logprobs.products import times
+
     def speed(flops: float, product: Callable[[], Any]) -> float:
         """The best of the calls of a quarter of a second, and of three at least."""
         product()
@@ -290,13 +293,16 @@ def rates(shape: dict[str, int], rows: Sequence[tuple[int, Sequence[int]]], size
         """FLOPs and seconds of y = x w', of the gradient of x and of that of w."""
         x, w, y = drawn(tokens, a), drawn(b, a), drawn(tokens, b)
         flops = 2.0 * tokens * a * b
-        calls = (lambda: x @ w.T, lambda: y @ w, lambda: y.T @ x)
-        return 3 * flops, sum(flops / speed(flops, call) for call in calls)
+        return 3 * flops, sum(flops / quicker(flops, *both) for both in ((x, w), (y, w.T), (y.T, x.T)))
+
+    def quicker(flops: float, a: Any, b: Any) -> float:
+        """a b^T by torch, or by the engine's function."""
+        return max(speed(flops, lambda: a @ b.T), speed(flops, lambda: times(a, b)))
 
     square = 0.0
     for n in SQUARES:
         a, b = drawn(n, n), drawn(n, n)
-        square = max(square, speed(2.0 * n**3, lambda a=a, b=b: a @ b))
+        square = max(square, quicker(2.0 * n**3, a, b))
     # the typical microbatch: a step's tokens, or what the token budget leaves of them
     fed = [p + sum(c - 1 for c in cs) for p, cs in rows]
     tokens = min(size * sum(fed) // len(fed), 2048)

@@ -21,7 +21,7 @@ from trimtab.logprobs.squares import Square, attend
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
-KERNEL = 6  # raise it when a change here moves any number: the reference cache's name carries it
+KERNEL = 7  # raise it when a change here moves any number: the reference cache's name carries it
 PRODUCTS = True  # on a CPU, where they pay
 # Columns of a row's longest square, from and to, with which matrix products are quicker than torch's kernel (docs/decisions.md).
 PAYS = {torch.bfloat16: (1, math.inf), torch.float32: (129, 1024)}
@@ -61,9 +61,12 @@ def grouped_attention(
 
         row = whole_row(query, key, value, trimtab_blocks, scaling, sliding_window or 0, softcap or 0.0)
         return row.transpose(1, 2).contiguous(), None
-    parts = [b.parts(query.device, _window(sliding_window, b)) for b in trimtab_blocks]
+    key_of = (query.device, sliding_window or 0)
+    if key_of not in trimtab_blocks[0].row:  # all layers have the same
+        parts = [b.parts(query.device, _window(sliding_window, b)) for b in trimtab_blocks]
+        trimtab_blocks[0].row[key_of] = parts, _squares(trimtab_blocks, parts)
+    parts, squares = trimtab_blocks[0].row[key_of]
     kept = trimtab_kept.layers[module] if goes_on and trimtab_kept is not None else None
-    squares = _squares(trimtab_blocks, parts)
     if _in_products(value, max(square.columns for square in squares)) and not (softcap or dropout) and s_aux is None:
         scale = scaling if scaling is not None else query.shape[3] ** -0.5
         return attend(query, key, value, squares, scale, kept), None

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens from hidden states, without ever holding the logits of more than a block.
 
 A vocabulary of 49,152 and 4,096 completion tokens would be 0.8 GB of float32 logits, three times over in a backward
-pass. Here the backward recomputes each block, which costs one matrix product more and was measured as free.
+pass. Here the backward computes each block again, one matrix product more, unless all of them are few.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.logprobs.products import serves, times
+
 # Blocks that paid on CPU (docs/decisions.md): float32 in a few row chunks over the whole vocabulary; bfloat16 in
 # vocabulary blocks with a running log-sum-exp, because converting a whole row of logits to float32 misses the caches.
 ROWS_FLOAT32, ROWS_BFLOAT16, VOCAB_BFLOAT16 = 512, 4096, 4096
-KEPT = 2**25  # probabilities that are kept for the backward where one block holds all of them: a product less
+KEPT = 2**25  # numbers that are kept for the backward, where there are no more of them in all blocks: a product less
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -29,6 +31,8 @@ class _TokenLogps(torch.autograd.Function):
         lse = torch.full((n,), -torch.inf, dtype=logits_of.accumulate, device=hidden.device)
         picked = torch.zeros_like(lse)
         blocks = logits_of.blocks()
+        keep = any(ctx.needs_input_grad) and n * len(weight) <= KEPT and not softcap
+        ctx.kept = []
         for rows, vocab in blocks:
             logits, _ = logits_of(rows, vocab)
             here, index = _inside(target[rows], vocab)
@@ -36,8 +40,8 @@ class _TokenLogps(torch.autograd.Function):
             top = logits.amax(-1).clamp_(min=torch.finfo(lse.dtype).min)  # where all are -inf
             logits.sub_(top[:, None]).exp_()
             lse[rows] = torch.logaddexp(lse[rows], top + logits.sum(-1).log())
-        keep = any(ctx.needs_input_grad) and len(blocks) == 1 and logits.numel() <= KEPT and not softcap
-        ctx.kept = logits.mul_((top - lse).exp_()[:, None]) if keep else None  # softmax, in place
+            if keep:
+                ctx.kept.append((logits, top))
         ctx.save_for_backward(hidden, weight, bias, target, lse)
         ctx.scale, ctx.softcap = scale, softcap
         return picked - lse
@@ -46,20 +50,20 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, lse = ctx.saved_tensors
         logits_of = _Blocks(hidden, weight, bias, ctx.scale, ctx.softcap)
-        kept, ctx.kept = ctx.kept, None  # it is overwritten here: a second backward computes it again
+        kept, ctx.kept = ctx.kept[::-1], []  # overwritten here: a second backward computes them again
         grad = grads[0].to(logits_of.accumulate)
         grad_hidden = torch.empty(hidden.shape, dtype=logits_of.accumulate, device=hidden.device)
         # not zeroed: the first rows write, the others add
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for rows, vocab in logits_of.blocks():
-            if kept is not None:
-                delta, slope = kept, None
+            # d logp / d logits = onehot - softmax, times the incoming gradient
+            if kept:
+                (delta, top), slope = kept.pop(), None
+                delta.mul_((top - lse[rows]).exp_().mul_(-grad[rows])[:, None])
             else:
                 delta, slope = logits_of(rows, vocab)
-                delta.sub_(lse[rows, None]).exp_()
-            # d logp / d logits = onehot - softmax, times the incoming gradient
-            delta.mul_(-grad[rows, None])
+                delta.sub_(lse[rows, None]).exp_().mul_(-grad[rows, None])
             here, index = _inside(target[rows], vocab)
             delta.scatter_add_(1, index[:, None], (grad[rows] * here)[:, None])
             if slope is not None:
@@ -79,7 +83,12 @@ class _TokenLogps(torch.autograd.Function):
 
 def _product(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """into = a @ b, or += where it is not the first."""
-    if into.dtype == a.dtype:
+    if serves(a):
+        for part in range(0, len(a), VOCAB_BFLOAT16):  # what is found first lies in the caches
+            rows = slice(part, part + VOCAB_BFLOAT16)
+            found = times(a[rows], b.T)
+            into[rows].copy_(found) if first else into[rows].add_(found)
+    elif into.dtype == a.dtype:
         torch.addmm(into, a, b, beta=0 if first else 1, out=into)
     elif first:
         into.copy_(a @ b)
@@ -111,7 +120,7 @@ class _Blocks:
 
     def __call__(self, rows: slice, vocab: slice) -> tuple[Tensor, Tensor | None]:
         """A block of logits that the caller may overwrite, and d softcap / d logits where there is a soft-cap."""
-        logits = (self.hidden[rows] @ self.weight(vocab).T).to(self.accumulate)
+        logits = times(self.hidden[rows], self.weight(vocab)).to(self.accumulate)
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.bias is not None:

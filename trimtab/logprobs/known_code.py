@@ -32,11 +32,27 @@ MLP = """
 down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 return down_proj
 """
+ROTARY = """
+cos = cos.unsqueeze(unsqueeze_dim)
+sin = sin.unsqueeze(unsqueeze_dim)
+q_embed = (q * cos) + (rotate_half(q) * sin)
+k_embed = (k * cos) + (rotate_half(k) * sin)
+return q_embed, k_embed
+"""
+HALF = """
+x1 = x[..., : x.shape[-1] // 2]
+x2 = x[..., x.shape[-1] // 2 :]
+return torch.cat((-x2, x1), dim=-1)
+"""
 
 
 def runs(module: Any, code: str) -> bool:
     """Whether the module's forward pass is this code."""
-    return _code(type(module).forward) == _parsed(code)
+    return is_code(type(module).forward, code)
+
+
+def is_code(function: Any, code: str) -> bool:
+    return _code(function) == _parsed(code)
 
 
 @lru_cache(256)

@@ -26,9 +26,7 @@ from trimtab.tokens.batch import Example
 
 Mode = Literal["shared", "packed", "padded"]
 APART = 16_384  # pairs of positions that each part must save: below that, its calls cost more
-OPENING = (
-    8  # tokens that all prompts must begin with, to be read once: a part of attention more against that many positions
-)
+OPENING = 8  # tokens that all prompts must begin with, to be read once: that costs a part of attention more
 
 
 @dataclass
@@ -49,9 +47,10 @@ class Block:
     elsewhere: bool = False
     masks: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, repr=False)
     cut: dict[tuple[torch.device, int], list[Part]] = field(default_factory=dict, repr=False)
-    flex: dict[tuple[torch.device, int], Any] = field(
+    row: dict[tuple[torch.device, int], Any] = field(
         default_factory=dict, repr=False
     )  # of the whole row, in its first block
+    flex: dict[tuple[torch.device, int], Any] = field(default_factory=dict, repr=False)  # the same
 
     @property
     def stop(self) -> int:

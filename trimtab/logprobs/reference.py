@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from trimtab.errors import CacheError
 from trimtab.logprobs.cache import LogpCache
 from trimtab.logprobs.extras import Distribution
 from trimtab.logprobs.layout import Mode
-from trimtab.logprobs.score import Scorer, install, uninstalled
+from trimtab.logprobs.score import Scorer, install, uninstalled, unwrapped
 from trimtab.tokens.batch import Example, completion_keys
 
 
@@ -90,19 +90,15 @@ class AdapterOff:
 
 def adapter_off(model: nn.Module) -> AbstractContextManager[None]:
     """peft's ``disable_adapter`` under whatever wraps the model; does nothing for a model without adapter."""
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     return inner.disable_adapter() if hasattr(inner, "disable_adapter") else nullcontext()
 
 
 def adapter_on(model: nn.Module) -> None:
     """After an interruption, which may have come while the adapter's layers were switched on one by one: all are on."""
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     if hasattr(inner, "disable_adapter"):
         inner.base_model.enable_adapter_layers()
-
-
-def _unwrapped(model: Any) -> Any:
-    return _unwrapped(model.module) if hasattr(model, "module") else model
 
 
 class Cached:

@@ -25,6 +25,7 @@ from trimtab.logprobs.extras import Distribution, Extras, Logits, columns
 from trimtab.logprobs.last_layer import Read
 from trimtab.logprobs.layout import Kept, Layout, Mode, cost, lay_out, lay_out_after
 from trimtab.logprobs.pages import keep_few_kernels, keep_pages
+from trimtab.logprobs.products import weights_packed
 from trimtab.logprobs.rewritten import restore, rewrite
 from trimtab.logprobs.scored import Completions
 from trimtab.tokens.batch import Example, fill
@@ -44,11 +45,17 @@ PRECISION = "_trimtab_precision"
 LONGEST, CHECKED = 512, 2**24
 
 
-def base_model(model: nn.Module) -> Any:
-    """The transformers model inside whatever wraps it (DDP, peft)."""
+def unwrapped(model: nn.Module) -> Any:
+    """The model inside DDP and the like; still with peft's adapter around it, where it has one."""
     inner: Any = model
     while hasattr(inner, "module"):
         inner = inner.module
+    return inner
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside whatever wraps it (DDP, peft)."""
+    inner = unwrapped(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
@@ -291,7 +298,7 @@ class Scorer:
             replace(examples[rows[0]], completions=tuple(c for i in rows for c in examples[i].completions))
             for rows in joined
         ]
-        with evaluating(self.model), casts_kept():
+        with evaluating(self.model), casts_kept(), weights_packed(sum(cost(e, self.mode, self.closed) for e in merged)):
             parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged)]
         order = [i for rows in joined for i in rows]
         rows = torch.cat([logps for logps, _ in parts]).split([sum(map(len, examples[i].completions)) for i in order])

@@ -10,7 +10,8 @@ is long: then no more than those of :data:`ROWS` rows exist at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,20 +26,58 @@ ROWS = {torch.bfloat16: 192, torch.float32: 96}
 KEPT = {torch.bfloat16: 1024, torch.float32: 512}  # columns of a square whose weights are kept
 
 
-class Square(NamedTuple):
-    """A part of a row whose queries lie from ``start``, and see the keys of ``before`` and then their own."""
+class Chunk(NamedTuple):
+    """Some rows of a square, and what is added to their scores.
+
+    Attributes:
+        rows: among those of the square, rounded up.
+        width: columns that they may see, rounded up.
+        at: where they lie in T.
+        masked: the first column that ``mask`` is added to.
+        mask: 0 or -inf, [rows, width - masked].
+    """
+
+    rows: slice
+    width: int
+    at: slice
+    masked: int
+    mask: Tensor
+
+
+@dataclass
+class Square:
+    """A part of a row whose queries lie from ``start``, and see the keys of ``before`` and then their own.
+
+    All layers of a model have the same squares: what is found out about one is kept.
+    """
 
     part: Part
     start: int
     before: tuple[slice, ...]
+    cut: dict[tuple[torch.dtype, torch.device], list[Chunk]] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def seen(self) -> int:
         return total(self.before)
 
-    @property
+    @cached_property
     def columns(self) -> int:
         return self.seen + self.part.rows
+
+    @cached_property
+    def pieces(self) -> list[tuple[slice, slice]]:
+        """Where each piece of what comes before lies in its row, and where among the columns."""
+        found, at = [], 0
+        for there in self.before:
+            n = there.stop - there.start
+            found.append((there, slice(at, at + n)))
+            at += n
+        return found
+
+    def chunks(self, low: torch.dtype, device: torch.device) -> list[Chunk]:
+        if (low, device) not in self.cut:
+            self.cut[low, device] = list(_chunks(self, low, device))
+        return self.cut[low, device]
 
 
 def attend(
@@ -80,11 +119,11 @@ class _Attention(torch.autograd.Function):
             for square in squares:
                 keys, values = (_columns(own, far, square, low) for own, far in sources)
                 saved += [keys, values]
-                for rows, width, at in _chunks(square, low):
-                    asked = _rows(asking, at, rows, low).mul_(scaling)
-                    weights = _weights(asked, keys, width, square, rows)
-                    found = torch.bmm(weights, _first(values, width)).view(heads, rows.stop - rows.start, -1)
-                    found_at[:, at] = _first(found, at.stop - at.start)
+                for chunk in square.chunks(low, q.device):
+                    asked = _rows(asking, chunk, low, scaling)
+                    weights = _weights(asked, keys, chunk)
+                    found = torch.bmm(weights, _first(values, chunk.width)).view(heads, asked.shape[1], -1)
+                    found_at[:, chunk.at] = _first(found, chunk.at.stop - chunk.at.start)
                     saved.append(asked)
                     if keys.shape[1] <= KEPT[low]:
                         saved.append(weights)
@@ -107,11 +146,12 @@ class _Attention(torch.autograd.Function):
         for square in ctx.squares:
             keys, values = next(saved), next(saved)
             n, before = square.part.rows, square.seen
-            for rows, width, at in _chunks(square, low):
+            for chunk in square.chunks(low, grad.device):
+                at, width = chunk.at, chunk.width
                 asked = next(saved)
                 again = keys.shape[1] > KEPT[low]
-                weights = _weights(asked, keys, width, square, rows) if again else next(saved)
-                slope = _rows(slopes, at, rows, low).view(groups, -1, grad.shape[3])
+                weights = _weights(asked, keys, chunk) if again else next(saved)
+                slope = _rows(slopes, chunk, low).view(groups, -1, grad.shape[3])
                 inner = torch.bmm(slope, _first(values, width).transpose(1, 2))
                 inner = torch._softmax_backward_data(inner, weights, -1, low)
                 back = torch.bmm(inner, _first(keys, width)).view(heads, -1, deep)
@@ -121,16 +161,16 @@ class _Attention(torch.autograd.Function):
                     learnt = torch.bmm(a.transpose(1, 2), b)
                     into[:, square.start : square.start + own].add_(learnt[:, before : before + own])
                     if ctx.own:
-                        for there, here in _pieces(square):
+                        for there, here in square.pieces:
                             into[:, there].add_(learnt[:, here])
         return to_q[None], to_k[None].to(ctx.types[1]), to_v[None].to(low), None, None, None, None
 
 
-def _weights(asked: Tensor, keys: Tensor, width: int, square: Square, rows: slice) -> Tensor:
+def _weights(asked: Tensor, keys: Tensor, chunk: Chunk) -> Tensor:
     """[kv heads, heads of a key x rows, width]"""
     heads, height, deep = asked.shape
-    scores = torch.bmm(asked.view(keys.shape[0], -1, deep), _first(keys, width).transpose(1, 2))
-    _mask(scores.view(heads, height, width), square, rows)
+    scores = torch.bmm(asked.view(keys.shape[0], -1, deep), _first(keys, chunk.width).transpose(1, 2))
+    scores.view(heads, height, chunk.width)[:, :, chunk.masked :].add_(chunk.mask)
     return scores.softmax(-1)
 
 
@@ -143,38 +183,40 @@ def _up(n: int) -> int:
     return -(-n // UNIT) * UNIT
 
 
-def _chunks(square: Square, low: torch.dtype) -> Iterator[tuple[slice, int, slice]]:
-    """Rows of a product among those of the square, rounded up; how many columns they may see; and where they lie in T."""
+def _chunks(square: Square, low: torch.dtype, device: torch.device) -> Iterator[Chunk]:
     n, before = square.part.rows, square.seen
     end = _up(n)
     height = _up(-(-end // max(1, round(end / ROWS[low]))))
     for a in range(0, end, height):
         z = min(a + height, end)
-        yield slice(a, z), _up(before + min(z, n)), slice(square.start + a, square.start + min(z, n))
+        width, at = _up(before + min(z, n)), slice(square.start + a, square.start + min(z, n))
+        if square.part.mask is None:  # causal: every column before the rows' own is seen
+            masked = before + a
+            mask = _causal(max(z - a, width - masked), low, device)[: z - a, : width - masked]
+        else:
+            masked, mask = 0, _added(square.part, low)[a:z, :width]
+        yield Chunk(slice(a, z), width, at, masked, mask)
 
 
-def _rows(t: Tensor, at: slice, rows: slice, low: torch.dtype) -> Tensor:
-    """[heads, rows, D] of [heads, T, D], a copy; zeros behind the last."""
-    found = t.new_empty(t.shape[0], rows.stop - rows.start, t.shape[2], dtype=low)
-    return _filled(found, at.stop - at.start, t[:, at])
+def _rows(t: Tensor, chunk: Chunk, low: torch.dtype, scaling: float = 1.0) -> Tensor:
+    """[heads, rows, D] of [heads, T, D], a scaled copy; zeros behind the last."""
+    height, n = chunk.rows.stop - chunk.rows.start, chunk.at.stop - chunk.at.start
+    found = t.new_empty(t.shape[0], height, t.shape[2], dtype=low)
+    into = _first(found, n).copy_(t[:, chunk.at])
+    if scaling != 1.0:
+        into.mul_(scaling)
+    if n < height:
+        found[:, n:].zero_()
+    return found
 
 
 def _columns(own: Tensor, far: Tensor, square: Square, low: torch.dtype) -> Tensor:
     """[kv heads, columns, D]: what comes before, then the square's own; zeros behind the last."""
     n, before = square.part.rows, square.seen
     found = own.new_empty(own.shape[0], _up(before + n), own.shape[2], dtype=low)
-    for there, here in _pieces(square):
+    for there, here in square.pieces:
         found[:, here].copy_(far[:, there])
     return _filled(found, before + n, own[:, square.start : square.start + n], before)
-
-
-def _pieces(square: Square) -> Iterator[tuple[slice, slice]]:
-    """Where each piece of what comes before lies in its row, and where among the columns."""
-    at = 0
-    for there in square.before:
-        n = there.stop - there.start
-        yield there, slice(at, at + n)
-        at += n
 
 
 def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
@@ -185,15 +227,6 @@ def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
     if n < into.shape[1]:
         into[:, n:].zero_()
     return into
-
-
-def _mask(scores: Tensor, square: Square, rows: slice) -> None:
-    """Add -inf where a row does not attend. A mask never sees ahead, so zeros behind the last column are masked with it."""
-    if square.part.mask is None:  # causal: every column before the rows' own is seen
-        own = scores[:, :, square.seen + rows.start :]
-        own.add_(_causal(max(own.shape[1:]), scores.dtype, scores.device)[: own.shape[1], : own.shape[2]])
-        return
-    scores.add_(_added(square.part, scores.dtype)[rows, : scores.shape[2]])
 
 
 @lru_cache(64)
