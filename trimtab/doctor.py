@@ -15,6 +15,7 @@ from trimtab import run
 from trimtab.config import resolve
 from trimtab.demo.run import demo_data
 from trimtab.errors import ConfigError
+from trimtab.logprobs.products import times
 from trimtab.report.folder import read_folder
 
 
@@ -42,10 +43,11 @@ def examine(flags: dict[str, Any], console: Console) -> None:
 
 
 def rate(dtype: torch.dtype, rows: int = 1024, inner: int = 1024, columns: int = 1024, repeats: int = 8) -> float:
-    """Floating-point operations per second of [rows, inner] @ [inner, columns] here, the best of ``repeats``."""
+    """Floating-point operations per second of [rows, inner] @ [inner, columns] here, as the engine multiplies, the best of
+    ``repeats``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(n, m, device=device).to(dtype) for n, m in ((rows, inner), (inner, columns)))
-    return 2 * rows * inner * columns / _best(lambda: a @ b, repeats)
+    return 2 * rows * inner * columns / _best(lambda: times(a, b.T), repeats)
 
 
 def bandwidth(size: int = 1 << 28, repeats: int = 4) -> float:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from trimtab.logprobs import attention, layout, squares
+from trimtab.logprobs import attention, layout, products, squares
 from trimtab.logprobs.extras import Distribution, Extras
 from trimtab.logprobs.layout import Block, Part
 from trimtab.logprobs.score import Scorer
@@ -90,6 +90,8 @@ class Ledger(TorchDispatchMode):
             backward = "backward" in packet.__name__
             q, k = (args[1].shape, args[2].shape) if backward else (args[0].shape, args[1].shape)
             self.flops[made[0].dtype] += (5 if backward else 2) * 2 * q[0] * q[1] * q[2] * k[2] * q[3]
+        elif packet.__name__ == "_linear_pointwise":  # nor oneDNN's
+            self.flops[made[0].dtype] += 2 * args[0].numel() * args[1].shape[0]
         elif fresh or func._schema.is_mutable:  # views move nothing
             read = [t for t in tree_iter((args, kwargs)) if isinstance(t, FakeTensor)]
             self.moved += sum(t.numel() * t.element_size() for t in (*read, *made))
@@ -120,18 +122,18 @@ class Hollow:
             if self.depth > 1:
                 yield self.ledger
                 return
-            parts, apply, products = Block.parts, nn.Module._apply, attention.PRODUCTS
+            parts, apply, spelled, onednn = Block.parts, nn.Module._apply, attention.PRODUCTS, products.ONEDNN
             with warnings.catch_warnings(), self.mode, self.ledger:
                 # deepcopy asks for an address, and is content with none
                 warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
                 Block.parts = _filled(parts)  # type: ignore[method-assign]
                 nn.Module._apply = _converted  # type: ignore[method-assign, assignment]
-                attention.PRODUCTS = products and not self.fused
+                attention.PRODUCTS, products.ONEDNN = spelled and not self.fused, onednn and not self.fused
                 try:
                     yield self.ledger
                 finally:
                     Block.parts, nn.Module._apply = parts, apply  # type: ignore[method-assign]
-                    attention.PRODUCTS = products
+                    attention.PRODUCTS, products.ONEDNN = spelled, onednn
                     _forget()
         finally:
             self.depth -= 1

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 PACKED, SMALL = 1024, 2**15  # tokens and numbers of a weight from which laying it out takes less time than it saves
 
+ONEDNN = True  # where it is quicker
 _packs: dict[nn.Module, Tensor] | None = None  # while weights_packed() lasts
 
 
@@ -30,10 +32,12 @@ def replacements(model: Any) -> Iterator[tuple[Any, Any]]:
 def _linear(self: Any, x: Tensor) -> Tensor:
     """[..., K] -> [..., M]"""
     w = self.weight
-    if x.device.type != "cpu" or type(w) not in (nn.Parameter, Tensor) or w.dtype != torch.float32:
+    if x.device.type != "cpu" or isinstance(w, DTensor) or w.dtype != torch.float32:
         return type(self).forward(self, x)  # type: ignore[no-any-return]
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    if _packs is not None and low == torch.bfloat16 and not torch.is_grad_enabled() and w.numel() >= SMALL:
+    packing = _packs is not None and type(w) in (nn.Parameter, Tensor) and w.numel() >= SMALL
+    if packing and low == torch.bfloat16 and not torch.is_grad_enabled():
+        assert _packs is not None
         return _from_pack(self, x, _packs)
     if low is not None or x.dtype != w.dtype or not serves(x):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
@@ -49,7 +53,8 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, w)
+        to_x, to_w, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if to_w else None, w if to_x else None)
         found = times(x, w)
         return found if b is None else found.add_(b)
 
@@ -64,23 +69,19 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     """a b^T, a [N, K], b [M, K] of one type; without a graph."""
     if not serves(a):
         return a @ b.T
-    return _onednn(a if _strided(a) else a.contiguous(), _dense(b))
+    return _onednn(a.contiguous(), _dense(b))  # it would copy the first itself, where nobody counts it
 
 
 def serves(a: Tensor) -> bool:
     """Whether oneDNN is quicker for products with these rows, [..., K]."""
-    return a.dtype == torch.float32 and a.device.type == "cpu" and a.shape[:-1].numel() > 1 and _mkl_is_slow()
+    return (
+        ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu" and a.shape[:-1].numel() > 1 and _mkl_is_slow()
+    )
 
 
 def _dense(t: Tensor) -> Tensor:
     """oneDNN takes a transposed slice of a wider matrix as the second, too, a hundred times more slowly."""
     return t if t.is_contiguous() or t.T.is_contiguous() else t.contiguous()
-
-
-def _strided(t: Tensor) -> bool:
-    """Whether rows or columns lie one behind the other, perhaps in a wider matrix."""
-    (down, across), (rows, columns) = t.stride(), t.shape
-    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
