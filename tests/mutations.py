@@ -127,7 +127,7 @@ MUTATIONS = [
     Mutation("products: the prompt learns nothing from its answers", "logprobs/squares.py", "if ctx.own:", "if False:", "test_squares.py"),
     Mutation("products: another pass's keys learn", "logprobs/squares.py", "if ctx.own:", "if True:", "test_squares.py"),
     Mutation("products: queries' gradient not scaled", "logprobs/squares.py", "ctx.scaling, out=", "1.0, out=", "test_squares.py"),
-    Mutation("products: a slope behind the last row", "logprobs/squares.py", "        into[:, n:].zero_()", "        into[:, n:].fill_(1)", "test_squares.py"),
+    Mutation("products: a slope behind the last row", "logprobs/squares.py", "        found[:, n:].zero_()", "        found[:, n:].fill_(1)", "test_squares.py"),
     Mutation("products: weights of long squares kept", "logprobs/squares.py", "torch.bfloat16: 1024,", "torch.bfloat16: 2048,", "test_squares.py -k long"),
     Mutation("products: of short rows in float32", "logprobs/attention.py", "(129, 1024)", "(2, 1024)", "test_squares.py -k pay"),
     # weights in low precision

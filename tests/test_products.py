@@ -164,12 +164,15 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
 def packs(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The modules whose weight was laid out from now on."""
     made: list[nn.Module] = []
+    seen: list[Tensor] = []
     real = products._from_pack
 
     def noted(module: nn.Module, x: Tensor, kept: dict[nn.Module, Tensor]) -> Tensor:
-        if module not in kept:
+        found = real(module, x, kept)
+        if not any(kept[module] is pack for pack in seen):
+            seen.append(kept[module])
             made.append(module)
-        return real(module, x, kept)
+        return found
 
     monkeypatch.setattr(products, "_from_pack", noted)
     return made
