@@ -29,6 +29,11 @@ def whole(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, s
     return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
+@pytest.fixture(autouse=True, params=[0, chunk.KEPT], ids=["computed again", "kept"])
+def kept_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk, "KEPT", request.param)
+
+
 def case(n: int, v: int, dtype: torch.dtype, bias: bool = True) -> tuple[list[Tensor], Tensor, Tensor]:
     """([hidden, weight, bias] as leaves, targets at the borders of blocks, incoming gradient)."""
     g = torch.Generator().manual_seed(n * 1000 + v)

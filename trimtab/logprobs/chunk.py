@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens from hidden states, without ever holding the logits of more than a block.
+"""Log-probabilities of given tokens from hidden states, without holding more logits than a block, or than :data:`KEPT`.
 
 A vocabulary of 49,152 and 4,096 completion tokens would be 0.8 GB of float32 logits, three times over in a backward
 pass. Here the backward computes each block again, one matrix product more, unless all of them are few.
