@@ -70,6 +70,10 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     assert torch.allclose(RootMeanSquare.apply(x, w, 0.1, None), formula, rtol=1e-14, atol=0)
     inputs = (x.requires_grad_(), w.requires_grad_(), 0.1, None)
     assert torch.autograd.gradcheck(RootMeanSquare.apply, inputs)
+    slope = torch.randn(2, 3, 5, dtype=torch.float64)
+    before = slope.clone()
+    torch.autograd.grad(RootMeanSquare.apply(*inputs), inputs[:2], slope)
+    assert torch.equal(slope, before)  # it may be somebody else's
 
 
 @pytest.mark.parametrize("low", [False, True])

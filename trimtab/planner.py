@@ -322,9 +322,8 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _optimise(trainer: Update) -> None:
-    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     if trainer.args.max_grad_norm:
-        torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
+        trainer._clip_grad_norm(trainer.model)
     assert trainer.optimizer is not None
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()

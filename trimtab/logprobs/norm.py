@@ -72,9 +72,11 @@ class RootMeanSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, w, scale = ctx.saved_tensors
+        own, rows = g.dtype != x.dtype, scale.flatten()  # own: the copy may be overwritten
         with torch.autocast(x.device.type, enabled=False):
-            g, unit = g.to(x.dtype), x * scale
-            along = g * unit
-            slope = along.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-            back = (g * w).addcmul_(unit, (along @ w).div_(x.shape[-1])[..., None], value=-1)
-            return back.mul_(scale), slope, None, None
+            g = g.to(x.dtype)
+            along = (g * x).flatten(0, -2)
+            slope = rows @ along if ctx.needs_input_grad[1] else None
+            pull = (along @ w).mul_(rows.square()).div_(-x.shape[-1]).view(scale.shape)
+            back = g.mul_(w) if own else g * w
+            return back.addcmul_(x, pull).mul_(scale), slope, None, None

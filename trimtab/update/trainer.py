@@ -42,6 +42,7 @@ from trimtab.logprobs.sharded import is_sharded, load_whole, remember_structure,
 from trimtab.objectives.base import Objective
 from trimtab.processes import launched
 from trimtab.tokens.batch import Example
+from trimtab.update.clipping import clip, divides
 from trimtab.update.master import MasterAdamW, full_gradients, held_low
 from trimtab.update.measure import Tally, measure
 
@@ -555,6 +556,12 @@ class Update(Trainer):
         bad = (~torch.isfinite(losses.detach())).nonzero().flatten().tolist()
         if bad:
             self._stop(f"the loss is {losses[bad[0]].item()}", [examples[i] for i in bad if i < len(examples)])
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wraps it
+        if self.accelerator.scaler is None and divides(optimizer):
+            return clip(optimizer, self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
