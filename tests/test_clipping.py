@@ -59,6 +59,10 @@ def test_a_step_that_is_not_clipped_follows_one_that_was() -> None:
     assert p.grad is not None and torch.equal(p.grad, torch.full_like(p, 1e-3))
 
 
+def test_nothing_to_clip() -> None:
+    assert clip(AdamW([nn.Parameter(torch.ones(2))], fused=True), 1.0) == 0
+
+
 def made(kind: Any, dtype: torch.dtype = torch.float32, **more: Any) -> Optimizer:
     return kind([nn.Parameter(torch.zeros(2, dtype=dtype))], lr=0.1, **more)  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Gradients cut to a norm (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1) in one pass over them, for AdamW on a CPU.
+"""Gradients cut to a norm (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1) without a pass of its own, for AdamW on a CPU.
 
 torch's own function reads all gradients for their norm, then reads and writes all of them, and AdamW reads them again. AdamW's
 fused kernel divides as it goes by a number that torch.amp.GradScaler gives it; here the norm does.
@@ -32,7 +32,7 @@ def divides(optimizer: Any) -> TypeGuard[torch.optim.AdamW]:
 def clip(optimizer: torch.optim.AdamW, most: float) -> Tensor:
     """The norm of all gradients; if it is above ``most``, the next step learns from them times most / norm."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    # row by row: a single sum over a large tensor takes twice as long
-    norm = vector_norm(torch.stack([vector_norm(vector_norm(g, dim=-1)) for g in gradients]))
+    # row by row: a single sum over a large tensor takes twice as long; 0 where nothing has a gradient
+    norm = vector_norm(torch.stack([torch.zeros(()), *(vector_norm(vector_norm(g, dim=-1)) for g in gradients)]))
     optimizer.grad_scale = (norm + TINY) / most if norm + TINY > most else None  # type: ignore[attr-defined]
     return norm
