@@ -73,6 +73,18 @@ def test_it_is_attention(
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+def test_what_is_no_number_stays_in_its_group(taken: list[Any]) -> None:
+    """So that a run that stops names the row that it came from."""
+    qkv = tensors(34)
+    with torch.no_grad():
+        for t in qkv:
+            t[:, :, :9] = torch.nan
+    found = run(BLOCKS["one completion each"](), qkv)
+    assert len(taken) == 1
+    for t in (found[0].transpose(1, 2), *found[1:]):
+        assert t[:, :, :9].isnan().all() and t[:, :, 9:].isfinite().all()
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_it_goes_on_from_another_pass(window: int | None, taken: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     module = torch.nn.Module()

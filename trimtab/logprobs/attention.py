@@ -17,11 +17,11 @@ from transformers import AttentionInterface
 
 from trimtab.errors import ModelError
 from trimtab.logprobs.layout import Block, Kept, Part, continued
-from trimtab.logprobs.squares import Square, attend
+from trimtab.logprobs.squares import Square, Squares, attend
 
 NAME = "trimtab"
 FLEX = False  # one kernel over the whole row, on CUDA: no GPU was at hand to decide; benchmarks/gpu.py measures it
-KERNEL = 7  # raise it when a change here moves any number: the reference cache's name carries it
+KERNEL = 8  # raise it when a change here moves any number: the reference cache's name carries it
 PRODUCTS = True  # on a CPU, where they pay
 # Columns of a row's longest square, from and to, with which matrix products are quicker than torch's kernel (docs/decisions.md).
 PAYS = {torch.bfloat16: (1, math.inf), torch.float32: (129, 1024)}
@@ -67,7 +67,7 @@ def grouped_attention(
         trimtab_blocks[0].row[key_of] = parts, _squares(trimtab_blocks, parts)
     parts, squares = trimtab_blocks[0].row[key_of]
     kept = trimtab_kept.layers[module] if goes_on and trimtab_kept is not None else None
-    if _in_products(value, max(square.columns for square in squares)) and not (softcap or dropout) and s_aux is None:
+    if _in_products(value, squares.columns) and not (softcap or dropout) and s_aux is None:
         scale = scaling if scaling is not None else query.shape[3] ** -0.5
         return attend(query, key, value, squares, scale, kept), None
     pieces = []
@@ -124,7 +124,7 @@ def _in_products(v: Tensor, longest: int) -> bool:
     return PRODUCTS and v.device.type == "cpu" and least <= longest <= most
 
 
-def _squares(blocks: Sequence[Block], parts: Sequence[Sequence[Part]]) -> list[Square]:
+def _squares(blocks: Sequence[Block], parts: Sequence[Sequence[Part]]) -> Squares:
     found = []
     for block, own in zip(blocks, parts, strict=True):
         start = block.start
@@ -132,7 +132,7 @@ def _squares(blocks: Sequence[Block], parts: Sequence[Sequence[Part]]) -> list[S
             first = (slice(block.start, block.start + own[0].rows),) if part.after else ()
             found.append(Square(part, start, (*block.before, *first)))
             start += part.rows
-    return found
+    return Squares(found)
 
 
 def _cut(t: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:

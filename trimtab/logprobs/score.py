@@ -43,6 +43,8 @@ STOCK = "_trimtab_stock_attention"  # what the model attended with before: not e
 PRECISION = "_trimtab_precision"
 # What a layout is compared on: so many tokens of a prompt and of a completion, the gradient of so many weights.
 LONGEST, CHECKED = 512, 2**24
+# Token budgets of a pass that learns nothing: it holds the states of one layer at a time.
+UNLEARNT = 2
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -235,7 +237,7 @@ class Scorer:
     Args:
         model: on which :func:`install` was called; may be wrapped since (DDP).
         mode: layout, see :mod:`trimtab.logprobs.layout`.
-        budget: tokens per forward pass.
+        budget: tokens per forward pass that learns; :data:`UNLEARNT` times as many per pass that does not.
     """
 
     model: nn.Module
@@ -251,9 +253,9 @@ class Scorer:
         """Whether the state after the last token is read too: there stands the number of a reward model."""
         return reward_head(self.model) is not None
 
-    def microbatches(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Indices of the examples, cut so that each part fits the budget."""
-        return fill([cost(e, self.mode, self.closed) for e in examples], self.budget)
+    def microbatches(self, examples: Sequence[Example], budgets: int = 1) -> list[list[int]]:
+        """Indices of the examples, cut so that each part fits so many budgets."""
+        return fill([cost(e, self.mode, self.closed) for e in examples], budgets * self.budget)
 
     def score(self, examples: Sequence[Example], model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """([N] token log-probs, [B] lengths) of one microbatch, with a graph where gradients are on.
@@ -299,21 +301,21 @@ class Scorer:
             for rows in joined
         ]
         with evaluating(self.model), casts_kept(), weights_packed(sum(cost(e, self.mode, self.closed) for e in merged)):
-            parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged)]
+            parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged, UNLEARNT)]
         order = [i for rows in joined for i in rows]
         rows = torch.cat([logps for logps, _ in parts]).split([sum(map(len, examples[i].completions)) for i in order])
         lengths = torch.tensor([len(c) for e in examples for c in e.completions], device=self.device)
         return torch.cat([rows[j] for j in np.argsort(order)]), lengths
 
     def _joined(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Indices of the examples that are scored as one: the same prompt, no more tokens together than the budget."""
+        """Indices of the examples that are scored as one: the same prompt, no more tokens together than a pass takes."""
         groups: list[list[int]] = []
         last: dict[tuple[int, ...], tuple[int, int]] = {}  # prompt -> its last group, and that group's tokens
         for i, e in enumerate(examples):
             tokens = cost(e, self.mode, self.closed)
             group, used = last.get(e.prompt, (-1, 0))
             more = tokens - len(e.prompt)
-            if self.mode == "shared" and group >= 0 and used + more <= self.budget:
+            if self.mode == "shared" and group >= 0 and used + more <= UNLEARNT * self.budget:
                 groups[group].append(i)
                 last[e.prompt] = (group, used + more)
             else:

@@ -80,15 +80,69 @@ class Square:
         return self.cut[low, device]
 
 
+class Plan(NamedTuple):
+    """What lies where when a row is attended to.
+
+    The queries of all chunks, [heads, rows, D] each, lie one behind the other, and so do the keys of all squares, [kv heads,
+    columns, D]: one gather for all of them, since for short squares a call costs more than what it copies.
+
+    Attributes:
+        squares: each with its chunks.
+        rows: of [D]-vectors, how many each chunk asks with.
+        columns: and how many each square sees.
+        ask: which ones of [T x heads] chunks ask with. Behind a chunk's last row that one again: it must be some number.
+        put: which ones of the chunks' those of [T x heads] are.
+        see: which ones of [T x kv heads] squares see, behind those of another pass where they go on from one.
+    """
+
+    squares: list[tuple[Square, list[Chunk]]]
+    rows: list[int]
+    columns: list[int]
+    ask: Tensor
+    put: Tensor
+    see: Tensor
+
+
+class Squares:
+    """The squares of a row, in its order and without gaps; with a plan for every kind of heads."""
+
+    def __init__(self, squares: Sequence[Square]) -> None:
+        self.squares = list(squares)
+        self.columns = max(square.columns for square in squares)
+        self._plans: dict[Any, Plan] = {}
+
+    def plan(self, heads: int, groups: int, low: torch.dtype, device: torch.device, elsewhere: int) -> Plan:
+        """``elsewhere``: tokens of the pass from whose row the squares go on."""
+        asked = (heads, groups, low, device, elsewhere)
+        if asked not in self._plans:
+            self._plans[asked] = self._planned(*asked)
+        return self._plans[asked]
+
+    def _planned(self, heads: int, groups: int, low: torch.dtype, device: torch.device, elsewhere: int) -> Plan:
+        squares, ask, put, see, so_far = [], [], [], [], 0
+        for square in self.squares:
+            squares.append((square, square.chunks(low, device)))
+            for chunk in square.chunks(low, device):
+                at, height = torch.arange(chunk.at.start, chunk.at.stop), chunk.rows.stop - chunk.rows.start
+                ask.append(_by_head(_lengthened(at, height), heads))
+                put.append((so_far + torch.arange(len(at))[:, None] + height * torch.arange(heads)).flatten())
+                so_far += heads * height
+            before = [torch.arange(there.start, there.stop) for there in square.before]
+            own = torch.arange(square.start, square.start + square.part.rows) + elsewhere
+            see.append(_by_head(_lengthened(torch.cat([*before, own]), _up(square.columns)), groups))
+        rows, columns = ([len(t) for t in each] for each in (ask, see))
+        return Plan(squares, rows, columns, *(torch.cat(each).to(device) for each in (ask, put, see)))
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, squares: Sequence[Square], scaling: float, kept: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, squares: Squares, scaling: float, kept: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """softmax(scaling q k^T + mask) v, square by square.
 
     Args:
         q: [1, heads, T, D], in float32 or in the type of v.
         k, v: [1, kv heads, T, D] and [1, kv heads, T, E]; the products run in the type of v, one of :data:`ROWS`.
-        squares: in the order of the row, without gaps.
+        squares: of the row.
         kept: keys and values of another pass, in which ``before`` lies; without a gradient. None: it lies in this row.
 
     Returns:
@@ -107,70 +161,101 @@ class _Attention(torch.autograd.Function):
         v: Tensor,
         old_k: Tensor | None,
         old_v: Tensor | None,
-        squares: Sequence[Square],
+        squares: Squares,
         scaling: float,
     ) -> Tensor:
-        heads, tokens, low = q.shape[1], q.shape[2], v.dtype
-        out = v.new_empty(1, tokens, heads, v.shape[3])
-        saved: list[Tensor] = []
-        asking, found_at = q[0], out[0].transpose(0, 1)
-        sources = tuple((t[0], (t if old is None else old)[0]) for t, old in ((k, old_k), (v, old_v)))
+        heads, groups, low = q.shape[1], k.shape[1], v.dtype
+        plan = squares.plan(heads, groups, low, q.device, 0 if old_k is None else old_k.shape[2])
+        kept: list[Tensor] = []
         with torch.autocast(q.device.type, enabled=False):
-            for square in squares:
-                keys, values = (_columns(own, far, square, low) for own, far in sources)
-                saved += [keys, values]
-                for chunk in square.chunks(low, q.device):
-                    asked = _rows(asking, chunk, low, scaling)
-                    weights = _weights(asked, keys, chunk)
-                    found = torch.bmm(weights, _first(values, chunk.width)).view(heads, asked.shape[1], -1)
-                    found_at[:, chunk.at] = _first(found, chunk.at.stop - chunk.at.start)
-                    saved.append(asked)
-                    if keys.shape[1] <= KEPT[low]:
-                        saved.append(weights)
+            asked = _by_token(q).to(low).index_select(0, plan.ask)
+            keys, values = (
+                (_by_token(t) if old is None else torch.cat([_by_token(old), _by_token(t)]))
+                .to(low)
+                .index_select(0, plan.see)
+                for t, old in ((k, old_k), (v, old_v))
+            )
+            keys.mul_(scaling)  # there are fewer of them
+            found = values.new_empty(len(asked), v.shape[3])
+            pieces = zip(asked.split(plan.rows), found.split(plan.rows), strict=True)
+            for (_, chunks), *seen in zip(
+                plan.squares, keys.split(plan.columns), values.split(plan.columns), strict=True
+            ):
+                k_seen, v_seen = (t.view(groups, -1, t.shape[1]) for t in seen)
+                for chunk, (asking, into) in zip(chunks, pieces, strict=False):
+                    weights = _weights(asking, k_seen, chunk, heads)
+                    torch.bmm(weights, _first(v_seen, chunk.width), out=into.view(groups, -1, v.shape[3]))
+                    if k_seen.shape[1] <= KEPT[low]:
+                        kept.append(weights)
+            found = found.index_select(0, plan.put)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*saved)
-        ctx.squares, ctx.scaling, ctx.types, ctx.own = squares, scaling, (q.dtype, k.dtype), old_k is None
-        return out
+            ctx.save_for_backward(asked, keys, values, *kept)
+        ctx.plan, ctx.groups, ctx.scaling, ctx.types, ctx.own = plan, groups, scaling, (q.dtype, k.dtype), old_k is None
+        return found.view(1, q.shape[2], heads, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors  # once: gradient checkpointing allows no more
-        saved = iter(kept)
-        heads, tokens, low = grad.shape[2], grad.shape[1], grad.dtype
-        groups, _, deep = kept[0].shape
-        to_q = grad.new_empty(heads, tokens, deep, dtype=ctx.types[0])
-        more = torch.promote_types(low, torch.float32)
-        to_k, to_v = (grad.new_zeros(groups, tokens, n, dtype=more) for n in (deep, grad.shape[3]))
-        slopes = grad[0].transpose(0, 1)
-        for square in ctx.squares:
-            keys, values = next(saved), next(saved)
+        asked, keys, values, *rest = ctx.saved_tensors  # once: gradient checkpointing allows no more
+        kept, plan, groups, low = iter(rest), ctx.plan, ctx.groups, grad.dtype
+        _, tokens, heads, wide = grad.shape
+        deep, most = keys.shape[1], max(keys.shape[1], wide)
+        slopes = grad.reshape(-1, wide).index_select(0, plan.ask)
+        back = torch.empty_like(asked)
+        # of keys, and of values
+        to_seen = grad.new_zeros(2, groups, tokens, most, dtype=torch.promote_types(low, torch.float32))
+        pieces = zip(*(t.split(plan.rows) for t in (asked, slopes, back)), strict=True)
+        for (square, chunks), *seen in zip(
+            plan.squares, keys.split(plan.columns), values.split(plan.columns), strict=True
+        ):
+            k_seen, v_seen = (t.view(groups, -1, t.shape[1]) for t in seen)
             n, before = square.part.rows, square.seen
-            for chunk in square.chunks(low, grad.device):
-                at, width = chunk.at, chunk.width
-                asked = next(saved)
-                again = keys.shape[1] > KEPT[low]
-                weights = _weights(asked, keys, chunk) if again else next(saved)
-                slope = _rows(slopes, chunk, low).view(groups, -1, grad.shape[3])
-                inner = torch.bmm(slope, _first(values, width).transpose(1, 2))
+            for chunk, (asking, slope, into) in zip(chunks, pieces, strict=False):
+                width = chunk.width
+                weights = _weights(asking, k_seen, chunk, heads) if k_seen.shape[1] > KEPT[low] else next(kept)
+                slope.view(heads, -1, wide)[:, chunk.at.stop - chunk.at.start :].zero_()
+                slope = slope.view(groups, -1, wide)
+                inner = torch.bmm(slope, _first(v_seen, width).transpose(1, 2))
                 inner = torch._softmax_backward_data(inner, weights, -1, low)
-                back = torch.bmm(inner, _first(keys, width)).view(heads, -1, deep)
-                torch.mul(_first(back, at.stop - at.start), ctx.scaling, out=to_q[:, at])
+                torch.bmm(inner, _first(k_seen, width), out=into.view(groups, -1, deep))
+                learnt = grad.new_empty(2, groups, width, most)
+                torch.bmm(inner.transpose(1, 2), asking.view(groups, -1, deep), out=learnt[0, :, :, :deep])
+                torch.bmm(weights.transpose(1, 2), slope, out=learnt[1, :, :, :wide])
                 own = min(width - before, n)
-                for into, a, b in ((to_k, inner, asked.view(groups, -1, deep)), (to_v, weights, slope)):
-                    learnt = torch.bmm(a.transpose(1, 2), b)
-                    into[:, square.start : square.start + own].add_(learnt[:, before : before + own])
-                    if ctx.own:
-                        for there, here in square.pieces:
-                            into[:, there].add_(learnt[:, here])
-        return to_q[None], to_k[None].to(ctx.types[1]), to_v[None].to(low), None, None, None, None
+                to_seen[:, :, square.start : square.start + own].add_(learnt[:, :, before : before + own])
+                if ctx.own:
+                    for there, here in square.pieces:
+                        to_seen[:, :, there].add_(learnt[:, :, here])
+        to_seen[0].mul_(ctx.scaling)
+        to_q = back.index_select(0, plan.put).to(ctx.types[0]).view(tokens, heads, deep)
+        # as they lie behind the products of a model
+        to_k, to_v = (
+            t.transpose(0, 1)[..., :size].to(kind, memory_format=torch.contiguous_format)
+            for t, size, kind in zip(to_seen, (deep, wide), (ctx.types[1], low), strict=True)
+        )
+        return *(t.transpose(0, 1)[None] for t in (to_q, to_k, to_v)), None, None, None, None
 
 
-def _weights(asked: Tensor, keys: Tensor, chunk: Chunk) -> Tensor:
+def _by_token(t: Tensor) -> Tensor:
+    """[1, heads, T, D] -> [T x heads, D], as the products of a model leave it."""
+    return t[0].transpose(0, 1).reshape(-1, t.shape[3])
+
+
+def _by_head(tokens: Tensor, heads: int) -> Tensor:
+    """Where the rows of these tokens lie in [T x heads], head by head."""
+    return (tokens * heads + torch.arange(heads)[:, None]).flatten()
+
+
+def _lengthened(t: Tensor, n: int) -> Tensor:
+    """[m] -> [n], the last again and again."""
+    return torch.cat([t, t[-1:].expand(n - len(t))])
+
+
+def _weights(asking: Tensor, keys: Tensor, chunk: Chunk, heads: int) -> Tensor:
     """[kv heads, heads of a key x rows, width]"""
-    heads, height, deep = asked.shape
-    scores = torch.bmm(asked.view(keys.shape[0], -1, deep), _first(keys, chunk.width).transpose(1, 2))
-    scores.view(heads, height, chunk.width)[:, :, chunk.masked :].add_(chunk.mask)
+    groups, _, deep = keys.shape
+    scores = torch.bmm(asking.view(groups, -1, deep), _first(keys, chunk.width).transpose(1, 2))
+    scores.view(heads, -1, chunk.width)[:, :, chunk.masked :].add_(chunk.mask)
     return scores.softmax(-1)
 
 
@@ -196,37 +281,6 @@ def _chunks(square: Square, low: torch.dtype, device: torch.device) -> Iterator[
         else:
             masked, mask = 0, _added(square.part, low)[a:z, :width]
         yield Chunk(slice(a, z), width, at, masked, mask)
-
-
-def _rows(t: Tensor, chunk: Chunk, low: torch.dtype, scaling: float = 1.0) -> Tensor:
-    """[heads, rows, D] of [heads, T, D], a scaled copy; zeros behind the last."""
-    height, n = chunk.rows.stop - chunk.rows.start, chunk.at.stop - chunk.at.start
-    found = t.new_empty(t.shape[0], height, t.shape[2], dtype=low)
-    into = _first(found, n).copy_(t[:, chunk.at])
-    if scaling != 1.0:
-        into.mul_(scaling)
-    if n < height:
-        found[:, n:].zero_()
-    return found
-
-
-def _columns(own: Tensor, far: Tensor, square: Square, low: torch.dtype) -> Tensor:
-    """[kv heads, columns, D]: what comes before, then the square's own; zeros behind the last."""
-    n, before = square.part.rows, square.seen
-    found = own.new_empty(own.shape[0], _up(before + n), own.shape[2], dtype=low)
-    for there, here in square.pieces:
-        found[:, here].copy_(far[:, there])
-    return _filled(found, before + n, own[:, square.start : square.start + n], before)
-
-
-def _filled(into: Tensor, n: int, t: Tensor, before: int = 0) -> Tensor:
-    """into[:, before:n] = t, and zeros behind."""
-    if n == into.shape[1] and not before:
-        return into.copy_(t)
-    into[:, before:n].copy_(t)
-    if n < into.shape[1]:
-        into[:, n:].zero_()
-    return into
 
 
 @lru_cache(64)
