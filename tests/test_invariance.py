@@ -246,13 +246,12 @@ def test_cache_on_disk_is_the_live_reference(objective: Objective, steps: dict[s
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("tight", [False, True])
 def test_rows_with_one_prompt_are_read_once(mode: Mode, tight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever they stand in the list, and no more tokens at once than a pass takes."""
+    """Wherever they stand in the list, and no more tokens at once than the budget."""
     pairs, model = data(DPO(), 6), tiny.model()
     rows = [replace(e, completions=e.completions[k : k + 1]) for k in (1, 0) for e in pairs]
     longest = max(cost(e, mode) for e in rows)  # the other answer to its prompt has no room beside it
     install(model, torch.float64, mode)
-    budget = -(-longest // score.UNLEARNT)
-    scorer, fed = Scorer(model, mode, budget if tight else WHOLE), list[int]()
+    scorer, fed = Scorer(model, mode, longest if tight else WHOLE), list[int]()
     wanted = torch.cat([scorer.score_all([e])[0] for e in rows])
     one = scorer.score
     monkeypatch.setattr(scorer, "score", lambda part: (fed.append(sum(cost(e, mode) for e in part)), one(part))[1])
@@ -260,22 +259,23 @@ def test_rows_with_one_prompt_are_read_once(mode: Mode, tight: bool, monkeypatch
     assert worst({"": found}, {"": wanted}) < 1e-12
     assert lengths.tolist() == [len(e.completions[0]) for e in rows]
     if tight:
-        assert len(fed) > 3 and longest <= max(fed) <= score.UNLEARNT * budget
+        assert len(fed) > 3 and max(fed) == longest
     else:
         assert fed == [sum(cost(e, mode) for e in pairs)]
 
 
-def test_what_learns_nothing_takes_two_budgets_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples, model, fed = [data(DPO(), 1)[0]] * 5, tiny.model(), list[int]()
+def test_a_cache_is_filled_two_budgets_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference in a step takes one, as the pass that learns does: its numbers are the same to the last bit."""
+    examples, fed = [data(DPO(), 1)[0]] * 5, list[int]()
     examples = [replace(e, prompt=(*e.prompt, 5 + k)) for k, e in enumerate(examples)]
-    each = cost(examples[0], "shared")
-    install(model, torch.float64, "shared")
-    scorer = Scorer(model, "shared", each)
-    one = scorer.score
-    monkeypatch.setattr(scorer, "score", lambda part: (fed.append(len(part)), one(part))[1])
-    scorer.score_all(examples)
+    live, cached = frozen(tiny.model(), "shared"), Cached(LogpCache(tmp_path), "a test")
+    live.scorer.budget = cost(examples[0], "shared")
+    one = live.scorer.score
+    monkeypatch.setattr(live.scorer, "score", lambda part: (fed.append(len(part)), one(part))[1])
+    cached.fill(examples, live)
     assert fed == [2, 2, 1]
-    assert [len(part) for part in scorer.microbatches(examples)] == [1] * 5
+    found = live.logps(examples)
+    assert fed[3:] == [1] * 5 and (found - cached.logps(examples)).abs().max() < 1e-12
 
 
 def test_the_reference_reads_own_and_mismatched_answers_together(

@@ -14,7 +14,7 @@ from tests.test_layouts import model_of
 from trimtab.logprobs import products
 from trimtab.logprobs.products import Linear, times, weights_packed
 from trimtab.logprobs.rewritten import restore, rewrite
-from trimtab.logprobs.score import UNLEARNT, Scorer, install
+from trimtab.logprobs.score import Scorer, install
 from trimtab.tokens.batch import Example
 
 pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="this torch has no oneDNN linear operation")
@@ -158,7 +158,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
     torch.manual_seed(0)
     model = model_of("llama")
     install(model, torch.bfloat16, "shared")
-    return Scorer(model, "shared", 4)  # each row is a pass of its own
+    return Scorer(model, "shared", 8)  # each row is a microbatch of its own
 
 
 def packs(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
@@ -185,7 +185,7 @@ def test_scores_are_the_same_and_weights_are_laid_out_once(scorer: Scorer, monke
     assert not made
     monkeypatch.setattr(products, "PACKED", 10)
     found, _ = scorer.score_all(ROWS)
-    assert len(made) == len(set(made)) == 14 and len(scorer.microbatches(ROWS, UNLEARNT)) == 2
+    assert len(made) == len(set(made)) == 14 and len(scorer.microbatches(ROWS)) == 2
     assert torch.allclose(found, plain, rtol=0, atol=0.05)
     assert products._packs is None
 

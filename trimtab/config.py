@@ -92,9 +92,7 @@ class RunConfig(BaseModel):
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     max_steps: int = Field(-1, ge=-1, description="optimiser steps; overrides epochs where positive")
     batch_size: int = Field(16, ge=1, description="examples per optimiser step, over all processes")
-    token_budget: int = Field(
-        2048, ge=1, description="tokens per forward pass that learns: memory only, no number depends on it"
-    )
+    token_budget: int = Field(2048, ge=1, description="tokens per forward pass: memory only, no number depends on it")
     learning_rate: float | None = Field(None, gt=0, description="default: 1e-4 for lora, 1e-5 for full")
     schedule: str = Field("linear", description=f"of the learning rate: {', '.join(SCHEDULES)}")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of steps in which the learning rate rises")

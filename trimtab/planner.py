@@ -299,7 +299,7 @@ class _Constant:
 
     identity = "cache"
 
-    def logps(self, examples: Sequence[Example]) -> Tensor:
+    def logps(self, examples: Sequence[Example], budgets: int = 1) -> Tensor:
         return torch.full((sum(len(c) for e in examples for c in e.completions),), LOGP)
 
     def distribution(self, examples: Sequence[Example]) -> Distribution:

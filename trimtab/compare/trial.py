@@ -241,7 +241,7 @@ class Known(FrozenCopy):
             self.sets[name] = dict(zip(keys, logps.split(lengths.tolist()), strict=True))
         self.rows = self.sets[name]
 
-    def logps(self, examples: Sequence[Example]) -> torch.Tensor:
+    def logps(self, examples: Sequence[Example], budgets: int = 1) -> torch.Tensor:
         keys = [completion_keys(e) for e in examples]
         new = [
             e for e, ks in zip(examples, keys, strict=True) if any(k not in self.rows for k in ks)

@@ -15,7 +15,7 @@ from trimtab.errors import CacheError
 from trimtab.logprobs.cache import LogpCache
 from trimtab.logprobs.extras import Distribution
 from trimtab.logprobs.layout import Mode
-from trimtab.logprobs.score import Scorer, install, uninstalled, unwrapped
+from trimtab.logprobs.score import BEFOREHAND, Scorer, install, uninstalled, unwrapped
 from trimtab.tokens.batch import Example, completion_keys
 
 
@@ -24,8 +24,8 @@ class Reference(Protocol):
 
     identity: str  # what it is, for the user and the run card
 
-    def logps(self, examples: Sequence[Example]) -> Tensor:
-        """[N] token log-probs, completions end to end in the examples' order, without a graph."""
+    def logps(self, examples: Sequence[Example], budgets: int = 1) -> Tensor:
+        """[N] token log-probs, completions end to end in the examples' order, without a graph; so many token budgets at once."""
         ...
 
     def distribution(self, examples: Sequence[Example]) -> Distribution:
@@ -41,8 +41,8 @@ class FrozenCopy:
         self.identity = f"frozen copy of {identity}"
         self.moved = False
 
-    def logps(self, examples: Sequence[Example]) -> Tensor:
-        return self.scorer.score_all(examples)[0]
+    def logps(self, examples: Sequence[Example], budgets: int = 1) -> Tensor:
+        return self.scorer.score_all(examples, budgets)[0]
 
     def distribution(self, examples: Sequence[Example]) -> Distribution:
         return self.scorer.distribution(examples)
@@ -73,9 +73,9 @@ class AdapterOff:
         self.scorer = scorer
         self.identity = f"switched-off adapter of {identity}"
 
-    def logps(self, examples: Sequence[Example]) -> Tensor:
+    def logps(self, examples: Sequence[Example], budgets: int = 1) -> Tensor:
         with adapter_off(self.scorer.model):
-            return self.scorer.score_all(examples)[0]
+            return self.scorer.score_all(examples, budgets)[0]
 
     def distribution(self, examples: Sequence[Example]) -> Distribution:
         with adapter_off(self.scorer.model):
@@ -108,7 +108,7 @@ class Cached:
         self.cache = cache
         self.identity = f"cache of {identity} ({cache.folder.name})"
 
-    def logps(self, examples: Sequence[Example]) -> Tensor:
+    def logps(self, examples: Sequence[Example], budgets: int = 1) -> Tensor:
         return self.cache.get([k for e in examples for k in completion_keys(e)])
 
     def distribution(self, examples: Sequence[Example]) -> Distribution:
@@ -130,7 +130,7 @@ class Cached:
         items = [item for rows in missing.values() for item in rows.items()]
         for start in range(0, len(items), shard):
             part = items[start : start + shard]
-            logps = live.logps([e for _, e in part])
+            logps = live.logps([e for _, e in part], BEFOREHAND)
             keys = [k for ks, _ in part for k in ks]
             self.cache.put(keys, logps.split([len(c) for _, e in part for c in e.completions]))
             added += len(keys)

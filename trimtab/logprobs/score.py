@@ -43,8 +43,8 @@ STOCK = "_trimtab_stock_attention"  # what the model attended with before: not e
 PRECISION = "_trimtab_precision"
 # What a layout is compared on: so many tokens of a prompt and of a completion, the gradient of so many weights.
 LONGEST, CHECKED = 512, 2**24
-# Token budgets of a pass that learns nothing: it holds the states of one layer at a time.
-UNLEARNT = 2
+# Token budgets of a pass of the reference before learning: it holds the states of one layer at a time.
+BEFOREHAND = 2
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -237,7 +237,7 @@ class Scorer:
     Args:
         model: on which :func:`install` was called; may be wrapped since (DDP).
         mode: layout, see :mod:`trimtab.logprobs.layout`.
-        budget: tokens per forward pass that learns; :data:`UNLEARNT` times as many per pass that does not.
+        budget: tokens per forward pass.
     """
 
     model: nn.Module
@@ -290,24 +290,26 @@ class Scorer:
         with evaluating(self.model):
             return Distribution(self.model(trimtab=layout, states=True), logits_of(base, precision))
 
-    def score_all(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """The same for any number of examples, without a graph and with dropout off; rows with one prompt share it."""
+    def score_all(self, examples: Sequence[Example], budgets: int = 1) -> tuple[Tensor, Tensor]:
+        """The same for any number of examples, without a graph and with dropout off; rows with one prompt share it.
+
+        ``budgets`` of tokens at once: cut as in learning, the numbers are those of learning to the last bit."""
         if not examples:
             empty = torch.zeros(0, device=self.device)
             return empty, empty.long()
-        joined = self._joined(examples)
+        joined = self._joined(examples, budgets)
         merged = [
             replace(examples[rows[0]], completions=tuple(c for i in rows for c in examples[i].completions))
             for rows in joined
         ]
         with evaluating(self.model), casts_kept(), weights_packed(sum(cost(e, self.mode, self.closed) for e in merged)):
-            parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged, UNLEARNT)]
+            parts = [self.score([merged[i] for i in part]) for part in self.microbatches(merged, budgets)]
         order = [i for rows in joined for i in rows]
         rows = torch.cat([logps for logps, _ in parts]).split([sum(map(len, examples[i].completions)) for i in order])
         lengths = torch.tensor([len(c) for e in examples for c in e.completions], device=self.device)
         return torch.cat([rows[j] for j in np.argsort(order)]), lengths
 
-    def _joined(self, examples: Sequence[Example]) -> list[list[int]]:
+    def _joined(self, examples: Sequence[Example], budgets: int) -> list[list[int]]:
         """Indices of the examples that are scored as one: the same prompt, no more tokens together than a pass takes."""
         groups: list[list[int]] = []
         last: dict[tuple[int, ...], tuple[int, int]] = {}  # prompt -> its last group, and that group's tokens
@@ -315,7 +317,7 @@ class Scorer:
             tokens = cost(e, self.mode, self.closed)
             group, used = last.get(e.prompt, (-1, 0))
             more = tokens - len(e.prompt)
-            if self.mode == "shared" and group >= 0 and used + more <= UNLEARNT * self.budget:
+            if self.mode == "shared" and group >= 0 and used + more <= budgets * self.budget:
                 groups[group].append(i)
                 last[e.prompt] = (group, used + more)
             else:
