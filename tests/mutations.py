@@ -60,7 +60,7 @@ MUTATIONS = [
     Mutation("goes on from a prompt: what it kept is recomputed", "logprobs/score.py", "kept.closed = True", "pass", "test_invariance.py -k policy_reads"),
     Mutation("goes on from a prompt: beyond the budget", "update/trainer.py", "and sum(costs) <= self.scorer.budget", "", "test_invariance.py -k policy_reads"),
     Mutation("shared prompts: rows out of order", "logprobs/score.py", "for j in np.argsort(order)", "for j in range(len(order))", "test_invariance.py -k one_prompt"),
-    Mutation("shared prompts: beyond the budget", "logprobs/score.py", "used + more <= self.budget", "True", "test_invariance.py -k one_prompt"),
+    Mutation("shared prompts: beyond the budget", "logprobs/score.py", "used + more <= budgets * self.budget", "True", "test_invariance.py -k one_prompt"),
     Mutation("shared prompts: read again for each row", "logprobs/score.py", 'self.mode == "shared" and', "False and", "test_invariance.py -k read"),
     Mutation("shared prompts: known log-probs taken for the next row's", "update/trainer.py", "if logps is None else logps for logps in known", "for logps in known", "test_invariance.py -k at_sampling"),
     # estimator
@@ -78,7 +78,7 @@ MUTATIONS = [
     Mutation("a second block of the vocabulary overwrites", "logprobs/chunk.py", "first=vocab.start == 0", "first=True", "test_chunk.py"),
     Mutation("the soft-cap's slope left out", "logprobs/chunk.py", "delta.mul_(slope)", "delta.mul_(1.0)", "test_chunk.py"),
     Mutation("the scale left out of the gradient", "logprobs/chunk.py", "if ctx.scale != 1.0:", "if False:", "test_chunk.py"),
-    Mutation("overwritten probabilities used again", "logprobs/chunk.py", "kept, ctx.kept = ctx.kept, None", "kept = ctx.kept", "test_chunk.py"),
+    Mutation("overwritten probabilities used again", "logprobs/chunk.py", "kept, ctx.kept = ctx.kept[::-1], []", "kept = ctx.kept[::-1]", "test_chunk.py"),
     Mutation("memory given back", "logprobs/pages.py", "mallopt(MMAP_MAX, 0), ", "", "test_pages.py"),
     Mutation("kernels of every shape are kept", "logprobs/score.py", "    keep_few_kernels()\n", "", "test_pages.py -k kernels"),
     Mutation("the user's own number of kernels overruled", "logprobs/pages.py", "os.environ.setdefault(name, str(KERNELS))", "os.environ[name] = str(KERNELS)", "test_pages.py -k kernels"),
