@@ -67,7 +67,7 @@ def grouped_attention(
         trimtab_blocks[0].row[key_of] = parts, _squares(trimtab_blocks, parts)
     parts, squares = trimtab_blocks[0].row[key_of]
     kept = trimtab_kept.layers[module] if goes_on and trimtab_kept is not None else None
-    if _in_products(value, squares.columns) and not (softcap or dropout) and s_aux is None:
+    if _in_products(value, squares.longest) and not (softcap or dropout) and s_aux is None:
         scale = scaling if scaling is not None else query.shape[3] ** -0.5
         return attend(query, key, value, squares, scale, kept), None
     pieces = []

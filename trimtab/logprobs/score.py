@@ -293,7 +293,10 @@ class Scorer:
     def score_all(self, examples: Sequence[Example], budgets: int = 1) -> tuple[Tensor, Tensor]:
         """The same for any number of examples, without a graph and with dropout off; rows with one prompt share it.
 
-        ``budgets`` of tokens at once: cut as in learning, the numbers are those of learning to the last bit."""
+        Args:
+            budgets: token budgets of a pass. With one, passes are cut as in learning, whose numbers are then the same to the
+                last bit.
+        """
         if not examples:
             empty = torch.zeros(0, device=self.device)
             return empty, empty.long()

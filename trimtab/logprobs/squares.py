@@ -88,11 +88,13 @@ class Plan(NamedTuple):
 
     Attributes:
         squares: each with its chunks.
-        rows: of [D]-vectors, how many each chunk asks with.
-        columns: and how many each square sees.
-        ask: which ones of [T x heads] chunks ask with. Behind a chunk's last row that one again: it must be some number.
-        put: which ones of the chunks' those of [T x heads] are.
-        see: which ones of [T x kv heads] squares see, behind those of another pass where they go on from one.
+        rows: heads x rows of each chunk.
+        columns: kv heads x columns of each square.
+        ask: [sum of rows] where in [T x heads] each chunk's queries lie. Behind its last row comes that row again, so that a
+            number that is none stays in its group.
+        put: [T x heads] where among the chunks' rows each lies: the way back.
+        see: [sum of columns] where in [T x kv heads] each square's keys lie; where squares go on from another pass, its tokens
+            come before these T.
     """
 
     squares: list[tuple[Square, list[Chunk]]]
@@ -108,7 +110,7 @@ class Squares:
 
     def __init__(self, squares: Sequence[Square]) -> None:
         self.squares = list(squares)
-        self.columns = max(square.columns for square in squares)
+        self.longest = max(square.columns for square in squares)
         self._plans: dict[Any, Plan] = {}
 
     def plan(self, heads: int, groups: int, low: torch.dtype, device: torch.device, elsewhere: int) -> Plan:
@@ -182,7 +184,7 @@ class _Attention(torch.autograd.Function):
                 plan.squares, keys.split(plan.columns), values.split(plan.columns), strict=True
             ):
                 k_seen, v_seen = (t.view(groups, -1, t.shape[1]) for t in seen)
-                for chunk, (asking, into) in zip(chunks, pieces, strict=False):
+                for chunk, (asking, into) in zip(chunks, pieces, strict=False):  # the next squares take the others
                     weights = _weights(asking, k_seen, chunk, heads)
                     torch.bmm(weights, _first(v_seen, chunk.width), out=into.view(groups, -1, v.shape[3]))
                     if k_seen.shape[1] <= KEPT[low]:
@@ -210,7 +212,7 @@ class _Attention(torch.autograd.Function):
         ):
             k_seen, v_seen = (t.view(groups, -1, t.shape[1]) for t in seen)
             n, before = square.part.rows, square.seen
-            for chunk, (asking, slope, into) in zip(chunks, pieces, strict=False):
+            for chunk, (asking, slope, into) in zip(chunks, pieces, strict=False):  # as above
                 width = chunk.width
                 weights = _weights(asking, k_seen, chunk, heads) if k_seen.shape[1] > KEPT[low] else next(kept)
                 slope.view(heads, -1, wide)[:, chunk.at.stop - chunk.at.start :].zero_()
