@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from tests.test_layouts import model_of
+from trimtab import run
 from trimtab.logprobs import products
 from trimtab.logprobs.products import Linear, times, weights_packed
 from trimtab.logprobs.rewritten import restore, rewrite
@@ -43,6 +44,24 @@ def test_what_somebody_else_has_replaced_stays() -> None:
     assert model[0](torch.ones(1, 3)).tolist() == [[2, 2, 2]] and "forward" in vars(model[1])
     restore(model)
     assert "forward" in vars(model[0]) and "forward" not in vars(model[1])
+
+
+@pytest.mark.parametrize(
+    ("about", "quicker"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16", True),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", False),  # AMX is hidden from many virtual machines
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", True),
+        ("vendor_id : AuthenticAMD\nflags : avx2", False),
+        ("", False),
+    ],
+)
+def test_the_precision_that_auto_takes(about: str, quicker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_processor", lambda: about)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run, "bfloat16_is_quicker", products.bfloat16_is_quicker.__wrapped__)
+    assert run.resolve_precision("auto") is (torch.bfloat16 if quicker else torch.float32)
+    assert run.resolve_precision("bfloat16") is torch.bfloat16
 
 
 LAYOUTS = {

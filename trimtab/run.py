@@ -39,6 +39,7 @@ from trimtab.logprobs.cache import LogpCache, weights_hash
 from trimtab.logprobs.critic import add_critic
 from trimtab.logprobs.hidden import mean_hidden
 from trimtab.logprobs.pages import give_back
+from trimtab.logprobs.products import bfloat16_is_quicker
 from trimtab.logprobs.reference import (
     AdapterOff,
     Cached,
@@ -626,18 +627,14 @@ def _step(checkpoint: str) -> int:
 
 
 def resolve_precision(name: str, weights: str = "float32") -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it or the weights are held in no more, else float32."""
+    """``auto`` is bfloat16 where the hardware is quicker at it or the weights are held in no more, else float32."""
     if weights != "float32":
         return torch.bfloat16
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        flags = ""
-    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
+    return torch.bfloat16 if bfloat16_is_quicker() else torch.float32
 
 
 def reference_kind(config: RunConfig) -> str:

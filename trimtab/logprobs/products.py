@@ -99,10 +99,24 @@ def _has_onednn() -> bool:
 @cache
 def _mkl_is_slow() -> bool:
     """Whether the processor has AVX-512 and is not Intel's."""
-    about = Path("/proc/cpuinfo")
-    if not _has_onednn() or torch.backends.cpu.get_cpu_capability() != "AVX512" or not about.exists():
+    about = _processor()
+    if not _has_onednn() or torch.backends.cpu.get_cpu_capability() != "AVX512" or not about:
         return False
-    return torch.backends.mkl.is_available() and "GenuineIntel" not in about.read_text()
+    return torch.backends.mkl.is_available() and "GenuineIntel" not in about
+
+
+@cache
+def bfloat16_is_quicker() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32: by AMX, or by AVX-512 if it is not Intel's, whose cores take
+    bfloat16 at half the rate of float32 there (docs/decisions.md)."""
+    about = _processor()
+    return "amx_bf16" in about or ("avx512_bf16" in about and "GenuineIntel" not in about)
+
+
+def _processor() -> str:
+    """What Linux says about the processors; empty elsewhere."""
+    about = Path("/proc/cpuinfo")
+    return about.read_text() if about.exists() else ""
 
 
 @contextmanager
