@@ -126,7 +126,7 @@ def test_a_step_takes_what_torch_then_allocates(case: dict[str, Any], tmp_path: 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     kind = planner.reference_kind(asked) if "reference" in objective.needs else "none"
     reference = {"adapter": lambda: AdapterOff(scorer, ""), "copy": lambda: FrozenCopy(model, scorer, precision, "")}
-    trainer.reference = reference.get(kind, planner._Constant)()
+    trainer.reference = reference.get(kind, lambda: planner._Constant(model.config))()
     planner._gradients(trained)
     planner._optimise(trainer)
     state = sum(t.numel() * t.element_size() for s in trainer.optimizer.state.values() for t in s.values())  # type: ignore[union-attr]
@@ -301,6 +301,16 @@ def test_a_model_too_large_to_be_tried_is_timed_by_its_products(monkeypatch: pyt
     seconds, how = plan.seconds(found)
     assert seconds == pytest.approx(found.flops[torch.float32] / 1e12 + found.moved / 1e10)
     assert how == "from matrix products measured here: 1.00 TFLOP/s in float32"
+
+
+def test_the_reference_of_a_timed_step_is_near_its_random_weights() -> None:
+    """Else the loss is flat there: its gradients were below 1e-38, which take an Intel Xeon ten times as long."""
+    asked, sizes = config(), planner.sizes_of("./tiny")
+    sizes.vocab_size = 20_000
+    examples, model = STATED.examples(asked.objective()), planner._made(sizes, asked.objective(), torch.float32)
+    install(model, torch.float32, "shared")
+    ours = Scorer(model, "shared", asked.token_budget).score_all(examples)[0]
+    assert (ours.sum() - planner._Constant(sizes).logps(examples).sum()).abs() < 2 * len(ours)
 
 
 def test_a_step_is_timed_here() -> None:

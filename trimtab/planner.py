@@ -46,7 +46,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from trimtab.config import RunConfig
 from trimtab.doctor import bandwidth, rate
-from trimtab.dry import LOGP, Hollow, HollowScorer
+from trimtab.dry import Hollow, HollowScorer
 from trimtab.errors import CacheError, ConfigError, ModelError, nearest
 from trimtab.feedback.records import Comparison, Demonstration, Message, Ranking, Score, Solution, Thumb
 from trimtab.logprobs.critic import add_critic
@@ -295,12 +295,16 @@ def _with_adapter(model: nn.Module, config: RunConfig, objective: Objective) -> 
 
 
 class _Constant:
-    """Log-probs that were computed before: a cache."""
+    """Log-probs that were computed before: a cache. Those of random weights, so that a step has the gradients of a run: far from
+    the policy's the loss is flat, and gradients below 1e-38 take some processors ten times as long (docs/decisions.md)."""
 
     identity = "cache"
 
+    def __init__(self, sizes: Any) -> None:
+        self.logp = -math.log(sizes.get_text_config().vocab_size)
+
     def logps(self, examples: Sequence[Example], budgets: int = 1) -> Tensor:
-        return torch.full((sum(len(c) for e in examples for c in e.completions),), LOGP)
+        return torch.full((sum(len(c) for e in examples for c in e.completions),), self.logp)
 
     def distribution(self, examples: Sequence[Example]) -> Distribution:
         raise CacheError("a cache holds no distributions")
@@ -437,7 +441,7 @@ class Planner:
                 found.scorer = HollowScorer(found.scorer.model, self.mode, config.token_budget, hollow)
                 return found
             case "cache":
-                return _Constant()
+                return _Constant(self.sizes)
             case other:
                 raise AssertionError(other)
 
@@ -512,7 +516,7 @@ class Planner:
                     case "copy":
                         trainer.reference = FrozenCopy(model, scorer, self.precision, "copy")
                     case _:
-                        trainer.reference = _Constant()
+                        trainer.reference = _Constant(sizes)
             taken = []
             for batch in (first, *batches):  # the first one warms up: memory, and the optimiser's state
                 start = time.perf_counter()
