@@ -215,7 +215,8 @@ def test_loss_and_gradient_are_those_of_the_twin(kind: str) -> None:
         if (kind, mode) == ("gemma2", "padded"):
             assert isnan(logps)  # its own attention at padding, in float64 alone; float32 is tested above
             continue
-        assert logps < 2e-6 and loss < (2e-6 if kind == "mamba" else 1e-7) and gradient < 1e-6, mode
+        limit = 2e-6 if kind == "mamba" else max(1e-7, logps)  # DPO's loss moves no further than one of its tokens
+        assert logps < 2e-6 and loss < limit and gradient < 1e-6, mode
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma4_text", "gpt_oss", "llama tied multi-query"])
