@@ -94,7 +94,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             [
                 *row,
-                spread([r["seconds_mean"] for r in both["train"]], 2),
+                spread([r.get("seconds_mean", r["seconds"]) for r in both["train"]], 2),
                 f"{max(r['load_before'] for r in both['train']):.1f}",
             ]
         )

@@ -215,7 +215,7 @@ def test_loss_and_gradient_are_those_of_the_twin(kind: str) -> None:
         if (kind, mode) == ("gemma2", "padded"):
             assert isnan(logps)  # its own attention at padding, in float64 alone; float32 is tested above
             continue
-        limit = 2e-6 if kind == "mamba" else max(1e-7, logps)  # DPO's loss moves no further than one of its tokens
+        limit = 2e-6 if kind == "mamba" else max(1e-7, logps)  # its own float32 may move the loss as far as a token
         assert logps < 2e-6 and loss < limit and gradient < 1e-6, mode
 
 
