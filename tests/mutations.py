@@ -55,6 +55,7 @@ MUTATIONS = [
     Mutation("answers summed into the wrong prompt", "logprobs/scored.py", "values.new_zeros(len(self)).index_add(0, self.prompt, values)", "values.new_zeros(len(self)).index_add(0, self.prompt.flip(0), values)", f"{OPTIMA} test_every_objective.py -k rloo"),
     Mutation("ties of the clip: PPO takes the larger", "credit/clip.py", "torch.minimum(", "torch.maximum(", "objectives/test_ppo.py"),
     # rows with one prompt
+    Mutation("padded: positions twice as far", "logprobs/layout.py", "positions = torch.arange(width).expand", "positions = (2 * torch.arange(width)).expand", "test_layouts.py -k deepseek_v2"),
     Mutation("goes on from a prompt: a token too early", "logprobs/layout.py", "return torch.cat(parts) + first", "return torch.cat(parts) + max(first - 1, 0)", "test_layouts.py -k go_on"),
     Mutation("goes on from a prompt: from its neighbour", "logprobs/layout.py", "prompt = slice(block.start, block.start + block.prompt - 1)", "prompt = slice(0, block.prompt - 1)", "test_layouts.py -k go_on"),
     Mutation("goes on from a prompt: what it kept is recomputed", "logprobs/score.py", "kept.closed = True", "pass", "test_invariance.py -k policy_reads"),
