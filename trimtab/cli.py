@@ -106,15 +106,16 @@ def _leave_group() -> None:
     gloo's threads let go of tensors at their leisure, which needs the interpreter's lock: one that is late meets an
     interpreter that is closing, and aborts the process. DDP's cycles keep the group alive, hence the collection, which
     joins the threads. After a failure nothing is ended: it may wait for the others, and the launcher must hear of it.
-    What FSDP2 keeps outside of Python's sight holds the group for good: there the interpreter is not closed, but left.
+    What FSDP2 and DeepSpeed keep outside of Python's sight holds the group for good: there the interpreter is not closed,
+    but left.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        from trimtab.processes import launched
+        from trimtab.launch import launched
 
         distributed.destroy_process_group()
         gc.collect()
-        if launched() == "fsdp2":
+        if launched() in ("fsdp2", "zero"):
             atexit._run_exitfuncs()
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(0)

@@ -27,16 +27,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import distributed
 
-from trimtab.errors import ConfigError, TrimtabError
-
-if TYPE_CHECKING:
-    from trimtab.config import RunConfig
+from trimtab.errors import TrimtabError
 
 WAIT = timedelta(days=1)  # for one another; a judge may take long, and what is gone is noticed by other means
 EVERY = 2.0  # seconds between two looks
@@ -44,59 +41,6 @@ SILENCE = 40.0  # seconds without a word from a machine
 GRACE = 5.0  # seconds in which a process may end by itself when another one has failed: it often meets the same error
 KILLED = "is gone: it was killed, or it crashed (a system out of memory kills, too)"
 _runs = itertools.count()  # of this process: each has its own keys in the store
-
-
-SHIPPED = Path(__file__).with_name("recipes") / "launch" / "8gpu_fsdp2.yaml"
-# what accelerate tells its processes about FSDP -> (what it must say, its word in the configuration file, why)
-FSDP = {
-    "FSDP_VERSION": ("2", "fsdp_version", "version 1 is not supported"),
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": (
-        "false",
-        "fsdp_cpu_ram_efficient_loading",
-        "every process checks the weights and scores the reference before they are cut into shards",
-    ),
-    "FSDP_OFFLOAD_PARAMS": ("false", "fsdp_offload_params", "weights on the CPU can neither score nor sample"),
-    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "fsdp_activation_checkpointing", "--gradient_checkpointing does that"),
-}
-
-
-def launched() -> Literal["alone", "ddp", "fsdp2"]:
-    """How the launcher lays the model on the processes; :class:`ConfigError` for what cannot be had."""
-    said = {
-        name: os.environ.get(name, "").lower() for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", *FSDP)
-    }
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return "alone"
-    if said["ACCELERATE_USE_DEEPSPEED"] == "true":
-        raise ConfigError(
-            "the launcher asks for DeepSpeed, which is not supported. FSDP2 lays out what its ZeRO-3 does (and ZeRO-2 with "
-            f"fsdp_reshard_after_forward: false): launch with {SHIPPED}."
-        )
-    if said["ACCELERATE_USE_FSDP"] != "true":
-        return "ddp"
-    if not said["FSDP_VERSION"]:  # accelerate's own default
-        said["FSDP_VERSION"] = "1"
-    for name, (wanted, word, why) in FSDP.items():
-        if said[name] not in ("", wanted):
-            raise ConfigError(
-                f"the launcher has {word}: {said[name]}, and needs {wanted}: {why}. {SHIPPED} holds settings that work."
-            )
-    return "fsdp2"
-
-
-def check_launch(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, what these processes could not do; :class:`ConfigError`."""
-    how, precision = launched(), os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if how != "alone" and precision != "no":
-        raise ConfigError(
-            f"the launcher has mixed_precision: {precision}, which would change numbers on top of precision: "
-            f"{config.precision}. Set it to 'no' there; precision decides alone."
-        )
-    if how == "fsdp2" and config.reference_every is not None:
-        raise ConfigError(
-            "reference_every moves the reference towards the policy, whose weights lie in shards (FSDP2). Launch without "
-            "FSDP, or remove reference_every."
-        )
 
 
 class Peers:

@@ -34,6 +34,7 @@ from trimtab.feedback.records import Demonstration
 from trimtab.feedback.shift import prompt_text
 from trimtab.judges.named import named_judge
 from trimtab.judges.rule import RuleJudge
+from trimtab.launch import check_launch
 from trimtab.logprobs.attention import KERNEL
 from trimtab.logprobs.cache import LogpCache, weights_hash
 from trimtab.logprobs.critic import add_critic
@@ -66,7 +67,7 @@ from trimtab.online.served import Served
 from trimtab.online.watch import FILE as WATCHED
 from trimtab.online.watch import Watch, account, in_words, looks
 from trimtab.prepare import Prepared, make_template, match_prompts, prepare, prepare_prompts
-from trimtab.processes import check_launch, together
+from trimtab.processes import together
 from trimtab.report import Interval, write_report
 from trimtab.report.held_out import held_out_intervals
 from trimtab.report.text import visible

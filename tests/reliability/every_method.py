@@ -1,4 +1,4 @@
-"""Three steps of every method in float64, as one process or as one of several:  every_method.py FOLDER [few]
+"""Three steps of every method in float64, as one process or as one of several:  every_method.py FOLDER [few] [float32]
 
 Batches of 4 out of 7 examples, and out of 5: the last batch is smaller, in the second case than the number of processes.
 ``few``: one objective of each class instead, always out of 5.
@@ -22,7 +22,7 @@ from tests import tiny
 from tests.engine import engine, weights, worst
 from tests.test_invariance import EVERY, Shifted, Sorted, data, with_lora
 from trimtab.logprobs.reference import AdapterOff
-from trimtab.logprobs.sharded import is_sharded, whole
+from trimtab.logprobs.sharded import whole
 from trimtab.objectives.base import Objective
 from trimtab.objectives.bco import BCO
 from trimtab.objectives.cpo import CPO
@@ -61,14 +61,14 @@ def cases() -> Iterator[Case]:
         yield f"{objective.name()}, adapter", objective, with_lora, 7
 
 
-def run(folder: Path, which: Iterable[Case]) -> Found:
+def run(folder: Path, which: Iterable[Case], dtype: torch.dtype = torch.float64) -> Found:
     """case -> what was logged, the weights, the memory, and held-out metrics."""
     found = {}
     for name, objective, make, n in which:
-        model = make()
+        model = make().to(dtype)
         trainer = engine(
             model, objective, data(objective, n), folder, batch_size=4, budget=50, max_steps=3,
-            held_out=data(objective, 5, seed=3), max_grad_norm=1.0,
+            held_out=data(objective, 5, seed=3), max_grad_norm=1.0, dtype=dtype,
         )  # fmt: skip
         if name.endswith("adapter"):
             trainer.reference = AdapterOff(trainer.scorer, "a test")
@@ -79,7 +79,7 @@ def run(folder: Path, which: Iterable[Case]) -> Found:
         with whole(model):
             learned = weights(model)
         found[name] = {"logged": logged, "weights": learned, "memory": dict(trainer.memory), "world": world}
-        found[name]["sharded"] = is_sharded(model)
+        found[name]["held"] = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters())
     return found
 
 
@@ -87,28 +87,31 @@ def read(folder: Path, processes: int) -> list[Found]:
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(processes)]
 
 
-def assert_same_run(alone: dict[str, Any], each: list[dict[str, Any]], steps: int = 3) -> None:
-    """What several processes found is what one did, and they all hold the same model."""
+def assert_same_run(alone: dict[str, Any], each: list[dict[str, Any]], steps: int = 3, within: float = 1e-10) -> None:
+    """What several processes found is what one did, and they all hold the same model.
+
+    ``within``: losses; weights and metrics ten times that."""
     assert alone["world"] == 1 and all(found["world"] == len(each) for found in each)
     assert all(worst(each[0]["weights"], found["weights"]) == 0 for found in each)
-    assert worst(each[0]["weights"], alone["weights"]) < 1e-9
+    assert worst(each[0]["weights"], alone["weights"]) < 10 * within
     for key, value in alone["memory"].items():
-        assert each[0]["memory"][key].item() == pytest.approx(value.item(), rel=1e-10)
+        assert each[0]["memory"][key].item() == pytest.approx(value.item(), rel=within)
     logged = each[0]["logged"]
     assert len(logged) == len(alone["logged"]) and [r["step"] for r in logged[:steps]] == list(range(1, steps + 1))
     for ours, wanted in zip(logged, alone["logged"], strict=True):
         assert ours.keys() == wanted.keys()
-        assert ours.get("loss", 0.0) == pytest.approx(wanted.get("loss", 0.0), rel=1e-10, abs=1e-10)
+        assert ours.get("loss", 0.0) == pytest.approx(wanted.get("loss", 0.0), rel=within, abs=within)
         single = {"train_loss"}  # the Trainer's own, added up in float32
         assert {k: v for k, v in ours.items() if k not in single} == pytest.approx(
-            {k: v for k, v in wanted.items() if k not in single}, rel=1e-9, abs=1e-10
+            {k: v for k, v in wanted.items() if k not in single}, rel=10 * within, abs=within
         )
     assert any("eval/loss" in row for row in logged)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        result = run(Path(temporary), few() if "few" in sys.argv[2:] else cases())
+        precision = torch.float32 if "float32" in sys.argv[2:] else torch.float64
+        result = run(Path(temporary), few() if "few" in sys.argv[2:] else cases(), precision)
     from accelerate import PartialState
 
     rank = PartialState().process_index

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +38,12 @@ def with_torchrun(processes: int) -> list[str]:
     return [*command, "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
 
 
-def run(command: Sequence[str], cwd: Path, seconds: float = 240) -> tuple[int, str]:
-    """(exit code, what it told) of a launcher; where it takes longer, it and its workers are killed."""
+def run(
+    command: Sequence[str], cwd: Path, seconds: float = 240, more: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """(exit code, what it told) of a launcher; where it takes longer, it and its workers are killed. ``more``: environment."""
     started = subprocess.Popen(
-        command, env=environment(cwd), cwd=cwd, stderr=subprocess.PIPE, text=True,
+        command, env={**environment(cwd), **(more or {})}, cwd=cwd, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

@@ -187,9 +187,13 @@ def test_a_machine_that_falls_silent(watched: Watched) -> None:
 
 
 def test_who_leaves_is_not_missed(watched: Watched) -> None:
+    """First it says so, then its process ends: the other order, however short between, is a process that died."""
     watched.peer(0)
     watched.leave(watched.peer(2, "there 1"))
-    watched.leave(watched.peer(1, pid=gone()))
+    with subprocess.Popen(["sleep", "60"]) as living:
+        watched.leave(watched.peer(1, pid=living.pid))
+        living.kill()
+    assert not alive(living.pid)
     watched.wait(0, seconds=1)
     assert not watched.said
 

@@ -32,16 +32,17 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from trimtab.errors import CheckFailed, CheckpointError, ModelError
+from trimtab.launch import launched
 from trimtab.logprobs.critic import critic_of
 from trimtab.logprobs.extras import Extras, gumbel
 from trimtab.logprobs.layout import cost
 from trimtab.logprobs.reference import AdapterOff, Cached, FrozenCopy, Reference, mismatch
 from trimtab.logprobs.score import Scorer, base_model, casts_kept, evaluating
 from trimtab.logprobs.scored import EXTRAS, Completions
-from trimtab.logprobs.sharded import is_sharded, load_whole, remember_structure, whole
+from trimtab.logprobs.sharded import engine_of, in_step, is_sharded, load_whole, remember_structure, whole
 from trimtab.objectives.base import Objective
-from trimtab.processes import launched
 from trimtab.tokens.batch import Example
+from trimtab.update import zero
 from trimtab.update.clipping import clip, divides
 from trimtab.update.master import MasterAdamW, full_gradients, held_low
 from trimtab.update.measure import Tally, measure
@@ -204,11 +205,19 @@ class Update(Trainer):
         if state.distributed_type == DistributedType.MULTI_CPU and launched() == "fsdp2":
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             state.fsdp_plugin, self.is_fsdp_enabled = FullyShardedDataParallelPlugin(), True
+        if launched() == "zero":
+            self.is_deepspeed_enabled = True
+            zero.set_up(self.accelerator, self.args)
 
-    def _prepare_for_training(self, *args: Any, **more: Any) -> Any:
-        if self.is_fsdp_enabled and not is_sharded(self.model):
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and not is_sharded(self.model):
             remember_structure(self.model)
-        return super()._prepare_for_training(*args, **more)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.is_deepspeed_enabled:
+            zero.take_over(self.accelerator, self.model)
+            if resume_from_checkpoint is not None:  # the engine has loaded its own
+                self._load_ours(Path(resume_from_checkpoint))
+        return prepared
 
     @property
     def _world(self) -> tuple[int, int]:
@@ -275,7 +284,7 @@ class Update(Trainer):
         together = self.objective.coupled or self.objective.has_memory()
         learn = self._learn_together if together else self._learn_apart
         # of shards, what is converted would be the whole model
-        once = nullcontext() if together or is_sharded(self.scorer.model) else casts_kept()
+        once = nullcontext() if together or in_step(self.scorer.model) else casts_kept()
         with self._agreed(), once:
             if self.beside is not None:
                 self._learn_beside(model)
@@ -478,12 +487,14 @@ class Update(Trainer):
             share = range(r, len(batch), world)
             each.append([[share[j] for j in part] for part in self.scorer.microbatches([batch[i] for i in share])])
         mine = each[rank] or [[]]
-        if is_sharded(self.scorer.model):  # every forward and backward is a collective call
+        if in_step(self.scorer.model):
             mine += [[] for _ in range(max(map(len, each)) - len(mine))]
         return mine
 
     def _alone(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Gradients are not reduced over ranks yet; those of shards always are: they would be as large as the model."""
+        if self.is_deepspeed_enabled:
+            return zero.not_the_last(self.accelerator)
         reduced = self.alone or is_sharded(self.scorer.model)
         return nullcontext() if reduced else self.accelerator.no_sync(model)
 
@@ -564,7 +575,7 @@ class Update(Trainer):
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = zero.step(self.accelerator) if self.is_deepspeed_enabled else super()._get_grad_norm(model, grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
             self._stop(f"the gradient norm is {float(norm)} although every loss is finite", self.current)
         return norm
@@ -697,10 +708,12 @@ class Update(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
+        self._load_ours(Path(resume_from_checkpoint))
+
+    def _load_ours(self, folder: Path) -> None:
         self.tokens_seen = json.loads((folder / COMPLETE_FILE).read_text())["tokens_seen"]
         critic = critic_of(base_model(self.model))
-        if critic is not None:
+        if critic is not None and engine_of(self.model) is None:
             load_whole(critic, load_file(folder / CRITIC_FILE))
         if (folder / REFERENCE_FILE).exists() and isinstance(self.reference, FrozenCopy):
             kept, self.reference.moved = load_file(folder / REFERENCE_FILE), True
