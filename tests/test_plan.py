@@ -90,6 +90,9 @@ CASES: list[dict[str, Any]] = [
     {"method": "dpo", "finetune": "lora", "weights": "bfloat16", "precision": "bfloat16"},
     {"method": "dpo", "reference": "copy", "token_budget": 150},
     {"method": "dpo", "gradient_checkpointing": True},
+    {"method": "dpo", "gradient_checkpointing": True, "token_budget": 150},
+    {"method": "dpo", "finetune": "lora", "gradient_checkpointing": True},
+    {"method": "kto", "precision": "bfloat16", "gradient_checkpointing": True},
     {"method": "kto", "precision": "bfloat16"},
     {"method": "plackett_luce"},
     {"method": "tdpo2", "finetune": "lora"},
@@ -268,6 +271,25 @@ def test_heap_and_process_are_of_a_cpu_only() -> None:
     passing = cpu.process + held + planner.PASS * (cpu.step - held) + planner.HOLES * cpu.weights
     assert cpu.process > 1e8 and cpu.phases["step"] == pytest.approx(passing)
     assert cpu.peak == max(cpu.phases.values())
+
+
+def test_with_checkpointing_what_comes_and_goes_takes_more_of_the_heap() -> None:
+    cpu, gpu = (planned(where, gradient_checkpointing=True) for where in (ROOMY, place("h100-80", None, None)))
+    held = cpu.weights + cpu.optimiser + cpu.gradients
+    passing = planner.AGAIN * (cpu.first - held) + cpu.step - cpu.first
+    assert cpu.phases["step"] == pytest.approx(cpu.process + held + passing + planner.HOLES * cpu.weights)
+    assert planner.AGAIN > planner.PASS and cpu.step >= cpu.first > held
+    assert gpu.phases["step"] == gpu.step
+
+
+def test_a_copy_to_sample_from_finds_pieces_in_the_heap() -> None:
+    same, low = (planned(samples=4, precision=p, finetune="lora") for p in ("float32", "bfloat16"))
+    assert same.phases["samples"] == same.process + same.samples
+    assert low.phases["samples"] == pytest.approx(low.process + low.samples + planner.HOLES * low.weights)
+    gpu = planned(place("h100-80", None, None), samples=4, precision="bfloat16", finetune="lora")
+    assert gpu.phases["samples"] == gpu.samples > 0
+    none = planned(samples=0, precision="bfloat16", finetune="lora")
+    assert none.phases["samples"] == none.process
 
 
 # --- time ---------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ the peak of the process is
     process + what stays during a phase + PASS * what comes and goes + HOLES * weights
 
 where the first is measured here, with the same libraries and data. The last two are the C library's heap, whose free pieces do
-not always fit, and what the matrix products' library packs: fitted. The prediction is that of the highest phase.
+not always fit, and what the matrix products' library packs: fitted. With gradient checkpointing there are more such pieces: AGAIN
+times what comes and goes in a first pass, and once what more a later one needs, which adds its gradients to those there are. The
+prediction is that of the highest phase.
 
 Time. On this machine an optimiser step of the engine is timed with random weights: the whole model's where there is room and it
 takes no longer than PATIENCE; else that of models with few of the layers, FEW and MORE, and every further layer takes what the
@@ -65,6 +67,9 @@ from trimtab.update.weights import no_dropout, with_adapter
 
 # Fitted on SmolLM2-135M (benchmarks/plan_vs_measured.py, rows 0-2, 4, 6, 8, 9, 11; 2026-11-22). The other five: -11 to +4 %.
 PASS, HOLES = 1.2, 1.0
+# With gradient checkpointing; chosen on float32 runs of DPO and KTO in full and of DPO with LoRA (rows 13 to 16, and two at 4
+# pairs; 2026-11-23), which it gives within 15 %: docs/performance.md.
+AGAIN = 3.5
 FEW, MORE = 1, 3  # layers of the models whose step is timed
 PATIENCE = 60.0  # seconds for steps of the whole model
 REPEATS = 3
@@ -351,7 +356,9 @@ class Forecast:
     gradients: int
     check: int  # ledger's peaks
     step: int
+    first: int  # of those passes before which nothing has a gradient yet
     samples: int
+    copied: bool  # whether they are sampled from a copy
     steps: Steps
     flops: dict[torch.dtype, float]  # of a mean step
     moved: float
@@ -362,10 +369,14 @@ class Forecast:
         """Peak of the process (of the GPU's allocator) in each phase."""
         often, holes = (1.0, 0.0) if self.cuda else (PASS, HOLES)
         held = self.weights + self.reference + self.optimiser + self.gradients
+        pieces = often * (self.step - held)
+        if self.config.gradient_checkpointing and not self.cuda:
+            pieces = AGAIN * (self.first - held) + self.step - self.first
         found = {
             "check of the layout": self.weights + often * (self.check - self.weights),
-            "step": held + often * (self.step - held) + holes * self.weights,
-            "samples": self.samples,
+            "step": held + pieces + holes * self.weights,
+            # a copy to sample from is made among the pieces that the held-out evaluation left
+            "samples": self.samples + holes * self.weights * self.copied,
         }
         return {name: self.process + size for name, size in found.items()}
 
@@ -413,21 +424,24 @@ class Planner:
                 ledger.restart()
                 _optimise(trainer)
                 moved, optimiser = float(ledger.moved), ledger.live - weights - reference
-            steps, peak = steps_of(config, self.examples, scorer), 0
+            steps, peak, first = steps_of(config, self.examples, scorer), 0, 0
             for part, later in reversed(steps.heaviest):  # the work that counts is that of the one with most tokens
-                with hollow.on():
-                    if later:
-                        _gradients(trained)
-                    ledger.restart()
-                trainer.training_step(model, part)
-                model.zero_grad()
-                peak, share = max(peak, ledger.peak), steps.tokens / _tokens(part, scorer)
+                for after in (False, True)[: 1 + later]:
+                    with hollow.on():
+                        if after:
+                            _gradients(trained)
+                        ledger.restart()
+                    trainer.training_step(model, part)
+                    model.zero_grad()
+                    peak, first = max(peak, ledger.peak), first if after else max(first, ledger.peak)
+                share = steps.tokens / _tokens(part, scorer)
                 flops, work = {kind: n * share for kind, n in ledger.flops.items()}, ledger.moved * share
             gradients = sum(p.numel() * (p.grad_dtype or p.dtype).itemsize for p in trained)
             samples = self._samples(config, model, weights + reference)
         return Forecast(
             config, self.mode, sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained), self.process,
-            weights, reference, optimiser, gradients, self.check, peak, samples, steps, flops, moved + work, self.device.cuda,
+            weights, reference, optimiser, gradients, self.check, peak, first, samples, samples > 0 and self._low, steps, flops,
+            moved + work, self.device.cuda,
         )  # fmt: skip
 
     def _reference(self, config: RunConfig, model: nn.Module, scorer: HollowScorer, hollow: Hollow) -> Reference | None:
@@ -445,6 +459,10 @@ class Planner:
             case other:
                 raise AssertionError(other)
 
+    @property
+    def _low(self) -> bool:
+        return self.precision == torch.bfloat16
+
     def _samples(self, config: RunConfig, model: nn.Module, live: int) -> int:
         """Peak of answers before and after, beside ``live``: see :mod:`trimtab.samples`."""
         if not config.samples or "score" in self.objective.needs:
@@ -454,7 +472,7 @@ class Planner:
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         longest = max(len(e.prompt) for e in self.examples) + config.sample_tokens
-        low = self.precision == torch.bfloat16
+        low = self._low
         # keys and values, with the cache's room to grow
         numbers = 2 * text.num_hidden_layers * heads * width * 2 * longest * min(config.samples, len(self.examples))
         copied = weights + weights // 2 if low else 0  # to sample from: what is copied, and what that is converted to
