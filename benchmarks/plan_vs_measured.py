@@ -8,9 +8,9 @@ Each row is a real ``trimtab train`` of SmolLM2-135M-Instruct on HH-RLHF pairs (
 and those of the next pair), from loading to the report, in a process of its own; the prediction is made in another. Time is the
 median over the steps after the first of seconds per token, times the mean step's tokens, as the prediction's; beside it the
 mean of the same steps, in which the second or third, where memory still grows, weighs as much as 1 in 9 (docs/performance.md).
-PASS and HOLES were fitted on rows 0, 1, 2, 4, 6, 8, 9 and 11; 3, 5, 7, 10 and 12 were not used. AGAIN, for gradient checkpointing,
-was chosen with 13 to 16 known. A second start goes on where the first one stopped. Pairs below $TRIMTAB_DATA (default
-../shared/data).
+PASS and HOLES were fitted on rows 0, 1, 2, 4, 6, 8, 9 and 11; 3, 5, 7, 10 and 12 were not used. AGAIN, for gradient
+checkpointing, was chosen with 13 to 16 known. A second start goes on where the first one stopped. Pairs below $TRIMTAB_DATA
+(default ../shared/data).
 """
 
 from __future__ import annotations
