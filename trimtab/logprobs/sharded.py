@@ -81,7 +81,7 @@ def whole(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _gathered(model: nn.Module) -> Iterator[None]:
     """:func:`whole` for ZeRO-3. Its hooks would cut a layer into shards again after each forward."""
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
     offload = _offload(model)
     offload.partition_all_parameters()
