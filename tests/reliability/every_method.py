@@ -22,7 +22,7 @@ from tests import tiny
 from tests.engine import engine, weights, worst
 from tests.test_invariance import EVERY, Shifted, Sorted, data, with_lora
 from trimtab.logprobs.reference import AdapterOff
-from trimtab.logprobs.sharded import whole
+from trimtab.logprobs.sharded import engine_of, whole
 from trimtab.objectives.base import Objective
 from trimtab.objectives.bco import BCO
 from trimtab.objectives.cpo import CPO
@@ -80,6 +80,7 @@ def run(folder: Path, which: Iterable[Case], dtype: torch.dtype = torch.float64)
             learned = weights(model)
         found[name] = {"logged": logged, "weights": learned, "memory": dict(trainer.memory), "world": world}
         found[name]["held"] = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters())
+        found[name]["zero"] = 0 if engine_of(model) is None else engine_of(model).zero_optimization_stage()
     return found
 
 

@@ -86,12 +86,12 @@ def words(values: dict[str, Any], *more: str) -> list[str]:
     return ["train", values["data"], *flags, *more]
 
 
-def assert_same_folder(both: Path, alone: Path) -> None:
+def assert_same_folder(both: Path, alone: Path, within: float = 1e-9) -> None:
     assert {p.name for p in both.iterdir()} == {p.name for p in alone.iterdir()}
     files = [p.relative_to(alone) for p in (*alone.glob("*.safetensors"), *alone.glob("adapter/*.safetensors"))]
     assert files
     for file in files:
-        assert worst(load_file(both / file), load_file(alone / file)) < 1e-9
+        assert worst(load_file(both / file), load_file(alone / file)) < within
 
 
 @pytest.mark.usefixtures("here")

@@ -210,7 +210,7 @@ class Update(Trainer):
             zero.set_up(self.accelerator, self.args)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and not is_sharded(self.model):
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and not in_step(self.model):
             remember_structure(self.model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.is_deepspeed_enabled:
