@@ -103,7 +103,7 @@ def random_llama(seed: int = 0, **shape: Any) -> Any:
     torch.manual_seed(seed)
     small = {
         "vocab_size": 49152, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 16384,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 32768,
         "tie_word_embeddings": True,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**{**small, **shape})).eval()

@@ -14,9 +14,11 @@ reference's pass over its rows. Memory: peak of the process less what it held wh
 when made; a second start goes on.
 
 Exponent e of y ~ x^e: least squares of log y on log x over all repetitions, with a 95 % interval (Student's t). ``increments``
-is the same of y(2x) - y(x), in which a fixed part (weights, AdamW, the interpreter) cancels: what growth tends to. Beside them
-the exponents of the minimal FLOPs of the same rows (``roofline.minimal_flops``): attention's own part is in them. A surprise is
-an exponent whose interval lies above 1 and above the minimal work's.
+is the same of y(2x) - y(x), in which a fixed part (weights, AdamW, the interpreter) cancels: what growth tends to. They are
+taken from beyond the largest x whose increment (median over repetitions) is not positive: up to there something else decides,
+and leaving out only such increments would make the rest look steep. Beside them the exponents of the minimal FLOPs of the
+same rows (``roofline.minimal_flops``): attention's own part is in them. A surprise is an exponent whose interval lies above 1
+and above the minimal work's.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MIDDLE = {"answers": 4, "prompt": 128, "vocabulary": 16_384, "batch": 4}
 ANSWER = 64  # tokens
 SWEEPS = {
     "answers": [2, 4, 8, 16, 32, 64],
-    "prompt": [64, 128, 256, 512, 1024, 2048, 4096],
+    "prompt": [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384],
     "vocabulary": [4096, 8192, 16_384, 32_768, 65_536, 131_072],
     "batch": [2, 4, 8, 16, 32, 64],
 }
@@ -100,6 +102,12 @@ def increments(runs: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], fl
     return [(x, value[k, 2 * x] - y) for (k, x), y in value.items() if (k, 2 * x) in value]
 
 
+def tail(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points beyond the largest x at which the median y is not positive."""
+    flat = [x for x in {x for x, _ in points} if median(y for at, y in points if at == x) <= 0]
+    return [(x, y) for x, y in points if x > max(flat, default=0)]
+
+
 def shown(fit: tuple[float, float, float] | None) -> str:
     return "-" if fit is None else f"{fit[0]:.2f} ({fit[1]:.2f} to {fit[2]:.2f})"
 
@@ -117,13 +125,15 @@ def tables(found: dict[str, Any]) -> str:
         flops = [exponent([(r["value"], r["gflops"]) for r in mine]), exponent(increments(mine, lambda r: r["gflops"]))]
         # memory has no such part: nothing in it needs to grow faster than the tokens
         for what, of, work in (("time", seconds, flops), ("memory", lambda r: r["step_gb"], [None, None])):
-            got = [exponent([(r["value"], of(r)) for r in mine]), exponent(increments(mine, of))]
+            more = increments(mine, of)
+            kept = tail(more)
+            got = [exponent([(r["value"], of(r)) for r in mine]), exponent(kept)]
             limits = [max(1.0, w[0] if w else 1.0) + SLACK for w in work]
             names = ("whole", "increments")
             high = [n for n, g, limit in zip(names, got, limits, strict=True) if g and g[1] > limit]
-            left = sum(y <= 0 for _, y in increments(mine, of))
             told = f"above: {', '.join(high)}" if high else "no"
-            told += f"; {left} increments not positive" if left else ""
+            left = len(more) - sum(y > 0 for _, y in kept)
+            told += f"; {left} of {len(more)} increments left out" if left else ""
             expected = [f"{w[0]:.2f}" if w else "-" for w in work]
             fits.append([sweep, precision, what, *map(shown, got), *expected, told])
     head = ["varied", "precision", "value", "minimal GFLOP/step", "s/step", "GB of a step"]

@@ -9,8 +9,8 @@ and those of the next pair), from loading to the report, in a process of its own
 median over the steps after the first of seconds per token, times the mean step's tokens, as the prediction's; beside it the
 mean of the same steps, in which the second or third, where memory still grows, weighs as much as 1 in 9 (docs/performance.md).
 PASS and HOLES were fitted on rows 0, 1, 2, 4, 6, 8, 9 and 11; 3, 5, 7, 10 and 12 were not used. AGAIN, for gradient
-checkpointing, was chosen with 13 to 16 known. A second start goes on where the first one stopped. Pairs below $TRIMTAB_DATA
-(default ../shared/data).
+checkpointing, was chosen with 13 to 16 known; 17 to 19 came later. A second start goes on where the first one stopped. Pairs
+below $TRIMTAB_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -48,22 +48,12 @@ def settings() -> Iterator[dict[str, Any]]:
     yield {"method": "kto", "finetune": "full", "precision": "bfloat16", "batch_size": 8}
     yield {"method": "kto", "finetune": "lora", "precision": "bfloat16", "batch_size": 8}
     yield {"method": "plackett_luce", "finetune": "full", "precision": "bfloat16", "batch_size": 4}
+    again = {"precision": "float32", "gradient_checkpointing": True}
     for method, finetune, size in (("dpo", "full", 8), ("kto", "full", 16), ("dpo", "lora", 8)):
-        yield {
-            "method": method,
-            "finetune": finetune,
-            "precision": "float32",
-            "batch_size": size,
-            "gradient_checkpointing": True,
-        }
-    yield {
-        "method": "dpo",
-        "finetune": "full",
-        "precision": "float32",
-        "batch_size": 8,
-        "gradient_checkpointing": True,
-        "token_budget": 1024,
-    }
+        yield {"method": method, "finetune": finetune, "batch_size": size, **again}
+    yield {"method": "dpo", "finetune": "full", "batch_size": 8, **again, "token_budget": 1024}
+    for method, finetune, size in (("kto", "lora", 8), ("dpo", "full", 4), ("simpo", "full", 8)):
+        yield {"method": method, "finetune": finetune, "batch_size": size, **again}
 
 
 def main() -> None:

@@ -166,6 +166,7 @@ MUTATIONS = [
     Mutation("a pass that finds gradients is not looked for", "planner.py", "for when in (False, True):", "for when in (False,):", "test_plan.py -k heaviest"),
     Mutation("gradients are taken for what passes", "planner.py", "held = self.weights + self.reference + self.optimiser + self.gradients", "held = self.weights + self.reference + self.optimiser", "test_plan.py -k heap"),
     Mutation("the whole model is timed however long it takes", "planner.py", "(1 + REPEATS) * whole < PATIENCE", "True", "test_plan.py -k layers"),
+    Mutation("all steps count in a plan's time", "planner.py", "median(taken[1:][-COUNTED:])", "median(taken)", "test_plan.py -k memory_grows"),
     Mutation("nothing is given back", "logprobs/pages.py", "ctypes.CDLL(None).malloc_trim(0)", "pass", "test_pages.py"),
     Mutation("the optimiser's moments outlive the training", "update/trainer.py", "self.optimizer.state.clear()", "pass", "test_pages.py"),
     Mutation("nothing is given back after learning", "run.py", "trainer.forget()\n        give_back()", "trainer.forget()", "test_pages.py"),

@@ -7,6 +7,7 @@ import gc
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -311,6 +312,23 @@ def test_the_whole_model_is_timed_where_that_does_not_take_long(monkeypatch: pyt
     assert plan.seconds(found) == (pytest.approx(1.6), "timed here")
     monkeypatch.setattr(planner, "PATIENCE", 1.0)
     assert plan.seconds(found)[1] == "timed here with 1 and 3 of 4 layers"
+
+
+@pytest.mark.parametrize(
+    ("steps", "taken", "counted"),
+    [(7, [50, 40, 30, 20, 3, 1, 2], 2), (1, [50, 4], 4)],  # with one step in all it is made again
+)
+def test_the_steps_in_which_memory_grows_do_not_count(
+    steps: int, taken: list[int], counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(max_steps=steps)
+    plan = Planner(asked, STATED.examples(asked.objective()), asked.objective(), ROOMY)
+    found = plan.forecast(asked)
+    clock = iter([tick for seconds in taken for tick in (0.0, float(seconds))])
+    monkeypatch.setattr(planner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(planner, "_tokens", lambda batch, scorer: 1)
+    assert plan._timed(found, plan.sizes) == counted * found.steps.tokens
+    assert next(clock, None) is None  # all were made
 
 
 def test_a_model_too_large_to_be_tried_is_timed_by_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
