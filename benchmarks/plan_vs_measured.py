@@ -1,6 +1,6 @@
 """What ``trimtab plan`` says before a run, and what the run then takes: peak memory of the process and seconds per step.
 
-    python benchmarks/plan_vs_measured.py                       # about an hour on two cores; leave the machine alone
+    python benchmarks/plan_vs_measured.py                       # an hour and a half on two cores; leave the machine alone
     python benchmarks/plan_vs_measured.py --only 0 5            # these rows
     python benchmarks/plan_vs_measured.py --table FILE          # the table of an earlier run
 
